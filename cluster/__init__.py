@@ -1,0 +1,1 @@
+"""Running it: settings, the `razao` command, the embedded engine, the gateway, and offline jobs."""

@@ -1,0 +1,1 @@
+"""Ray Serve applications: HTTP in, batches of events out."""

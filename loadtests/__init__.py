@@ -1,0 +1,1 @@
+"""Locust users, benchmarks and the peer that the engine is measured against."""
