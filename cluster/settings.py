@@ -1,0 +1,90 @@
+"""Every setting of the engine, read once from the environment (prefix `RAZAO_`) and handed down as arguments.
+
+The `razao` command's options override what the environment says. Nothing below this package reads the environment.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_HOUR_S = 3600
+_DAY_S = 24 * _HOUR_S
+
+
+class JournalKind(StrEnum):
+    """Where the journal lies."""
+
+    POSTGRES = "postgres"
+    KAFKA = "kafka"
+
+
+class Ingress(StrEnum):
+    """How requests reach a replica: its own listener, or Ray Serve's proxy."""
+
+    LISTENER = "listener"
+    SERVE = "serve"
+
+
+class TransportKind(StrEnum):
+    """How batches reach a shard: framed streams, or Ray actor calls."""
+
+    TCP = "tcp"
+    RAY = "ray"
+
+
+class Settings(BaseSettings):
+    """What an operator may set. Amounts of time carry their unit in the name."""
+
+    model_config = SettingsConfigDict(env_prefix="RAZAO_", extra="ignore", validate_assignment=True)
+
+    data: Path = Field(Path("./var"), description="Directory of this engine: journal, snapshots, keys, logs.")
+    host: str = Field("127.0.0.1", description="Address that the gateway listens on.")
+    port: int = Field(8000, ge=0, le=65535, description="HTTP port of the gateway; 0 picks a free one.")
+    tls_port: int = Field(8443, ge=0, le=65535, description="HTTPS port of the gateway; 0 means no HTTPS.")
+    tls_certificate: Path | None = Field(None, description="PEM file with certificate and key; default: made at start.")
+    shards: int = Field(2, ge=1, le=1024, description="Partitions of a new ledger; a power of two, fixed afterwards.")
+    journal: JournalKind = Field(JournalKind.POSTGRES, description="Where the journal lies.")
+    ingress: Ingress = Field(Ingress.LISTENER, description="listener: replicas listen themselves; serve: Serve's proxy.")
+    transport: TransportKind = Field(TransportKind.TCP, description="From replica to shard: tcp or ray.")
+    snapshots: str | None = Field(None, description="Where snapshots go, a pyarrow.fs URI; default: DATA/snapshots.")
+
+    replicas_min: int = Field(1, ge=1, description="Fewest replicas of the payments application.")
+    replicas_max: int = Field(2, ge=1, description="Most replicas of the payments application.")
+    requests_max: int = Field(512, ge=1, description="Requests in progress per replica; more wait.")
+    requests_waiting_max: int = Field(1024, ge=0, description="Requests waiting per replica; more get 429.")
+    deadline_s: float = Field(10.0, gt=0, description="How long a request may take before its outcome is 'unsure'.")
+    shard_queue_max: int = Field(131_072, ge=1, description="Events waiting per shard; more get 429.")
+
+    id_window_s: int = Field(2 * _DAY_S, ge=_HOUR_S, description="How long ids are remembered.")
+    limit_raise_delay_s: int = Field(_DAY_S, ge=0, description="How long a raise of a limit waits.")
+    hold_default_s: int = Field(7 * _DAY_S, ge=1, description="Life of a hold that names none.")
+    hold_max_s: int = Field(30 * _DAY_S, ge=1, description="Longest life of a hold.")
+    repeated_tax_ids: bool = Field(False, description="Accept CPFs of one repeated digit, as in capacity tests.")
+    per_address_rate: int = Field(200_000, ge=1, description="Requests per ten seconds and client address.")
+
+    token_issuer: str = Field("razao", description="`iss` that access tokens must carry.")
+    token_audience: str = Field("payments", description="`aud` that access tokens must carry.")
+    jwks: str | None = Field(None, description="URL or file of the JWKS; default: the embedded key.")
+
+    ray_cpus: float = Field(4, gt=0, description="CPUs that Ray believes it has; actors ask for fractions.")
+    object_store_mb: int = Field(128, ge=80, description="Ray's object store.")
+    dashboard_port: int = Field(0, ge=0, le=65535, description="Port of the Ray dashboard; 0 picks a free one.")
+    snapshot_every_records: int = Field(20_000, ge=1, description="Journal records between snapshots.")
+    snapshot_every_s: float = Field(60.0, gt=0, description="Seconds between snapshots when records have come.")
+    failpoints: Path | None = Field(None, description="Directory of fail points, for fault tests only.")
+
+    @field_validator("shards")
+    @classmethod
+    def _power_of_two(cls, value: int) -> int:
+        if value & (value - 1):
+            raise ValueError("must be a power of two")
+        return value
+
+    @property
+    def snapshot_location(self) -> str:
+        """Where snapshots go."""
+        return self.snapshots or str(self.data.absolute() / "snapshots")
