@@ -1,13 +1,13 @@
 """The data directory of an engine: its lock, its secrets, and what the running engine tells other commands.
 
-    DATA/engine.lock        held by the supervisor for as long as it lives, also released by kill -9
-    DATA/secrets.json       0600: engine id, ledger key, passwords; made once
-    DATA/keys/              0600: the embedded token key and its JWKS
-    DATA/postgres/          the embedded PostgreSQL
-    DATA/snapshots/         books by partition and offset
-    DATA/run/engine.json    0600: url, ports, pids of the running engine
-    DATA/run/shards.json    where each shard listens, written by the directory actor
-    DATA/log/               logs of the engine's parts
+DATA/engine.lock        held by the supervisor for as long as it lives, also released by kill -9
+DATA/secrets.json       0600: engine id, ledger key, passwords; made once
+DATA/keys/              0600: the embedded token key and its JWKS
+DATA/postgres/          the embedded PostgreSQL
+DATA/snapshots/         books by partition and offset
+DATA/run/engine.json    0600: url, ports, pids of the running engine
+DATA/run/shards.json    where each shard listens, written by the directory actor
+DATA/log/               logs of the engine's parts
 """
 
 from __future__ import annotations
@@ -17,10 +17,21 @@ import fcntl
 import json
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+_LOCK_ATTEMPTS = 25
+
+
+def _take(descriptor: int, how: int) -> bool:
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class EngineError(Exception):
@@ -111,34 +122,33 @@ class DataDirectory:
         """
         descriptor = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
-                raise EngineError(f"an engine already runs on {self.root} (pid {holder}); see `razao status`") from None
+            # A look at the lock by another command holds it for an instant: try again before refusing.
+            for attempt in range(_LOCK_ATTEMPTS):
+                if _take(descriptor, fcntl.LOCK_EX):
+                    break
+                if attempt == _LOCK_ATTEMPTS - 1:
+                    holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+                    raise EngineError(f"an engine already runs on {self.root} (pid {holder}); see `razao status`")
+                time.sleep(0.02)
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, str(os.getpid()).encode(), 0)
             yield
         finally:
             os.close(descriptor)
 
-    def locked(self) -> bool:
-        """Whether a supervisor or an offline job holds the directory."""
-        try:
-            with self.lock():
-                return False
-        except EngineError:
-            return True
-        except FileNotFoundError:
-            return False
-
     def holder(self) -> int | None:
-        """Pid of the one who holds the directory."""
-        if not self.locked():
+        """Pid of the supervisor, or offline job, that holds the directory; None when nobody does."""
+        try:
+            descriptor = os.open(self._lock_file, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
             return None
-        with contextlib.suppress(OSError, ValueError):
-            return int(self._lock_file.read_text())
-        return None
+        try:
+            if _take(descriptor, fcntl.LOCK_SH):
+                return None
+            content = os.read(descriptor, 32)
+            return int(content) if content.isdigit() else 0
+        finally:
+            os.close(descriptor)
 
     def publish(self, running: Running) -> None:
         """Tell other commands about the running engine."""

@@ -72,11 +72,11 @@ def _is_server(command: str, name: str) -> bool:
 _ROLES: list[tuple[str, Callable[[str], bool]]] = [
     ("raylet", lambda c: _is_server(c, "raylet")),
     ("gcs", lambda c: _is_server(c, "gcs_server")),
-    ("shard", lambda c: c.startswith("ray::AccountShard") or c.startswith("ray::shard-")),
+    ("shard", lambda c: c.startswith(("ray::AccountShard", "ray::shard-"))),
     ("projector", lambda c: c.startswith(("ray::Projector", "ray::projector"))),
     ("directory", lambda c: c.startswith(("ray::Directory", "ray::directory"))),
     ("replica", lambda c: c.startswith("ray::ServeReplica")),
-    ("proxy", lambda c: c.startswith("ray::ProxyActor") or c.startswith("ray::HAProxyManager")),
+    ("proxy", lambda c: c.startswith(("ray::ProxyActor", "ray::HAProxyManager"))),
     ("controller", lambda c: c.startswith("ray::ServeController")),
     ("gateway", lambda c: _is_server(c, "haproxy") and "gateway" in c),
     ("proxy", lambda c: _is_server(c, "haproxy")),

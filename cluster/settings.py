@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     tls_certificate: Path | None = Field(None, description="PEM file with certificate and key; default: made at start.")
     shards: int = Field(2, ge=1, le=1024, description="Partitions of a new ledger; a power of two, fixed afterwards.")
     journal: JournalKind = Field(JournalKind.POSTGRES, description="Where the journal lies.")
-    ingress: Ingress = Field(Ingress.LISTENER, description="listener: replicas listen themselves; serve: Serve's proxy.")
+    ingress: Ingress = Field(Ingress.LISTENER, description="listener: replicas listen; serve: Serve proxies.")
     transport: TransportKind = Field(TransportKind.TCP, description="From replica to shard: tcp or ray.")
     snapshots: str | None = Field(None, description="Where snapshots go, a pyarrow.fs URI; default: DATA/snapshots.")
 
