@@ -1,0 +1,70 @@
+"""What tests of every layer share: one real PostgreSQL server per session, and a fresh database per test."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+import asyncpg
+import pytest
+
+from cluster.postgres import PostgresServer
+
+_numbers: Final = itertools.count()
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """The session's server. A test that stops or kills servers starts its own."""
+    directory = Path(tempfile.mkdtemp(prefix="rz-"))
+    # Making and dropping databases is what tests do most; flushing those files tests nothing.
+    server = PostgresServer(directory, free_port(), settings={"fsync": "off"})
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_dsn(postgres_server: PostgresServer) -> str:
+    """The session server's own database. Tests that write should take `database`."""
+    return postgres_server.dsn
+
+
+@pytest.fixture
+def database(postgres_server: PostgresServer) -> Iterator[str]:
+    """The DSN of an empty database of the test's own; dropped afterwards, whoever is still connected."""
+    name = f"test_{next(_numbers)}"
+    _outside_loop(lambda: _execute(postgres_server.dsn, f"CREATE DATABASE {name}"))
+    yield postgres_server.dsn_of(name)
+    _outside_loop(lambda: _execute(postgres_server.dsn, f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+def _outside_loop(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    # Fixtures are plain functions so that tests with and without a loop can take them.
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        thread.submit(lambda: asyncio.run(work())).result()
+
+
+async def _execute(dsn: str, statement: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
