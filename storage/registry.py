@@ -1,0 +1,172 @@
+"""Who owns which account. The only place of personal data on the payments side: the journal cannot forget, this can.
+
+Beside it the three hashes by which an owner's data turns into what the journal may carry: the owner hash of a token's
+`sub`, the slot of a tax id, and the account id. They are keyed, so that nobody without the ledger's secret can try
+tax ids until one fits.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import blake2b
+from typing import Any, Final
+
+import asyncpg
+
+from storage.events import SLOTS
+from storage.ids import Id
+
+_SLOT_BITS: Final = SLOTS.bit_length() - 1
+_HASH_BITS: Final = 53
+
+_SCHEMA: Final = """
+SELECT pg_advisory_xact_lock(7307501);
+CREATE SCHEMA IF NOT EXISTS people;
+CREATE TABLE IF NOT EXISTS people.owners (
+    account bigint PRIMARY KEY,
+    event uuid NOT NULL UNIQUE,         -- id of the event that opens the account
+    sub text NOT NULL,
+    tax_id text NOT NULL,
+    name text NOT NULL,
+    digest bytea NOT NULL,              -- of the whole request: same event id, other content is a conflict
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX IF NOT EXISTS owners_sub ON people.owners (sub, account);
+CREATE TABLE IF NOT EXISTS people.settings (name text PRIMARY KEY, value bytea NOT NULL);
+"""
+
+
+def owner_hash(key: bytes, sub: str) -> int:
+    """The 64 bits that stand for `sub` in events (`EVENT.actor`); never 0, which is the operator."""
+    digest = blake2b(sub.encode(), digest_size=8, key=key, person=b"razao.owner").digest()
+    return int.from_bytes(digest, "big") or 1
+
+
+def slot(key: bytes, tax_id: str) -> int:
+    """The slot, 0-1023, of everything that belongs to the person with this tax id (digits and letters only)."""
+    digest = blake2b(tax_id.encode(), digest_size=8, key=key, person=b"razao.slot").digest()
+    return int.from_bytes(digest, "big") % SLOTS
+
+
+def account_id(event_id: Id, account_slot: int) -> int:
+    """The id of the account that the event `event_id` opens in a slot: 1024 <= id < 2^63."""
+    digest = blake2b(event_id[0].to_bytes(8, "big") + event_id[1].to_bytes(8, "big"), digest_size=8).digest()
+    unique = int.from_bytes(digest, "big") >> (64 - _HASH_BITS)
+    return (unique or 1) << _SLOT_BITS | account_slot
+
+
+class RegistrationConflict(Exception):  # noqa: N818 - what it is, in the field's own term
+    """The event id, or the account id that follows from it, is registered with other content."""
+
+    def __init__(self, account: int, event_id: Id) -> None:
+        super().__init__(f"account {account} is registered with other content")
+        self.account = account
+        self.event_id = event_id
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose account it is."""
+
+    account: int
+    event_id: Id
+    sub: str
+    tax_id: str
+    name: str
+    digest: bytes
+    created_at: datetime
+
+
+class Registry:
+    """Owners by account, over a pool that is handed in. A registration never changes, so it may be cached."""
+
+    def __init__(self, pool: asyncpg.Pool[asyncpg.Record], *, cached: int = 16_384) -> None:
+        self._pool = pool
+        self._cached = cached
+        self._cache: OrderedDict[int, Owner] = OrderedDict()
+
+    async def create(self) -> None:
+        """Make the schema `people` if it is not there. Nothing ever drops it."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            await connection.execute(_SCHEMA)
+
+    async def register(self, account: int, event_id: Id, *, sub: str, tax_id: str, name: str, digest: bytes) -> Owner:
+        """Write down who owns `account`, before the event that opens it is sent. Doing it again changes nothing.
+
+        Raises:
+            RegistrationConflict: the event id or the account is registered with other content.
+        """
+        event = _uuid(event_id)
+        await self._pool.execute(
+            "INSERT INTO people.owners (account, event, sub, tax_id, name, digest) VALUES ($1, $2, $3, $4, $5, $6)"
+            " ON CONFLICT DO NOTHING",
+            account, event, sub, tax_id, name, digest,
+        )  # fmt: skip
+        row = await self._pool.fetchrow("SELECT * FROM people.owners WHERE event = $1", event)
+        if row is None:
+            raise RegistrationConflict(account, event_id)
+        owner = _owner(row)
+        if (owner.account, owner.sub, owner.tax_id, owner.name, owner.digest) != (account, sub, tax_id, name, digest):
+            raise RegistrationConflict(account, event_id)
+        return owner
+
+    async def owner(self, account: int) -> Owner | None:
+        """Whose account it is, or None."""
+        found = self._cache.get(account)
+        if found is not None:
+            self._cache.move_to_end(account)
+            return found
+        if not 0 < account < 2**63:
+            return None
+        row = await self._pool.fetchrow("SELECT * FROM people.owners WHERE account = $1", account)
+        if row is None:
+            return None
+        owner = _owner(row)
+        self._cache[account] = owner
+        if len(self._cache) > self._cached:
+            self._cache.popitem(last=False)
+        return owner
+
+    async def accounts(self, sub: str, *, after: int = 0, limit: int = 100) -> Sequence[Owner]:
+        """The accounts of `sub` in order of their ids, from the one behind `after` on: the last id is the cursor.
+
+        Raises:
+            ValueError: `after` or `limit` is out of range.
+        """
+        if not (0 <= after < 2**63 and 0 < limit <= 1000):
+            raise ValueError("cursor or limit out of range")
+        rows = await self._pool.fetch(
+            "SELECT * FROM people.owners WHERE sub = $1 AND account > $2 ORDER BY account LIMIT $3", sub, after, limit
+        )
+        return [_owner(row) for row in rows]
+
+    async def keep(self, name: str, value: bytes) -> bytes:
+        """Keep a setting of the ledger, such as the fingerprint of its secret; returns what was kept first.
+
+        A caller who gets another value back than it gave runs with the wrong secret, and must not go on.
+        """
+        await self._pool.execute(
+            "INSERT INTO people.settings (name, value) VALUES ($1, $2) ON CONFLICT DO NOTHING", name, value
+        )
+        return bytes(await self._pool.fetchval("SELECT value FROM people.settings WHERE name = $1", name))
+
+
+def _uuid(id_: Id) -> uuid.UUID:
+    return uuid.UUID(int=id_[0] << 64 | id_[1])
+
+
+def _owner(row: Any) -> Owner:
+    event = row["event"].int
+    return Owner(
+        account=row["account"],
+        event_id=(event >> 64, event & (2**64 - 1)),
+        sub=row["sub"],
+        tax_id=row["tax_id"],
+        name=row["name"],
+        digest=bytes(row["digest"]),
+        created_at=row["created_at"],
+    )
