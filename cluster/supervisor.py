@@ -1,0 +1,263 @@
+"""`razao up`: starts the engine's parts in order, watches them, brings back what dies, and ends what it started.
+
+PostgreSQL, Ray and the gateway are children or marked descendants of this process. Ray heals its own: actors and
+replicas come back without the supervisor, which only looks after what Ray does not know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+
+import httpx
+
+from cluster import processes
+from cluster.certificates import ensure_certificate
+from cluster.data import DataDirectory, EngineError, Running, Secrets
+from cluster.gateway import Application, Gateway, GatewayConfig, GatewayError
+from cluster.plan import Plan
+from cluster.postgres import PostgresError, PostgresServer
+from cluster.ray_node import RayNode, RayNodeError
+from cluster.settings import Settings
+from cluster.stores import prepare_stores
+from deployments.auth.keys import ensure_keys
+
+_WATCH_S = 0.25
+_READY_S = 120.0
+_RETRY_S_MAX = 10.0
+
+
+class Supervisor:
+    """One run of one engine."""
+
+    def __init__(self, settings: Settings, *, say: Callable[[str], None]) -> None:
+        """`say` is given a line for each thing that an operator would want to know."""
+        self.data = DataDirectory(settings.data)
+        self._settings = settings
+        self._say = say
+        self._stopping = asyncio.Event()
+        self._postgres: PostgresServer | None = None
+        self._ray: RayNode | None = None
+        self._gateway: Gateway | None = None
+        self._deployer: asyncio.subprocess.Process | None = None
+
+    async def run(self, on_ready: Callable[[], None] | None = None) -> None:
+        """Start, watch until SIGINT or SIGTERM, stop. `on_ready` runs in a thread once the engine serves.
+
+        Raises:
+            EngineError: the directory is in use, a port is taken, or a part did not start.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stopping.set)
+        secrets = self.data.make()
+        with self.data.lock():
+            if left := await asyncio.to_thread(processes.end_all, secrets.engine):
+                self._say(f"ended {left} processes that an earlier engine on {self.data.root} left behind")
+            self.data.retract()
+            try:
+                await self._until_stopped(self._start_and_watch(secrets, on_ready))
+            except (PostgresError, RayNodeError, GatewayError) as error:
+                raise EngineError(str(error)) from error
+            finally:
+                await self._stop(secrets)
+
+    async def _until_stopped(self, work: Awaitable[None]) -> None:
+        """Do `work`, but no longer than until a signal comes."""
+        task = asyncio.ensure_future(work)
+        stopped = asyncio.ensure_future(self._stopping.wait())
+        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not task.done():
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    async def _start_and_watch(self, secrets: Secrets, on_ready: Callable[[], None] | None) -> None:
+        settings = self._settings
+        port, tls_port = self._choose_ports()
+        postgres_port, application_port = processes.free_ports(2)
+        mark = {processes.MARK: secrets.engine}
+
+        ensure_keys(self.data.keys)
+        self._postgres = PostgresServer(self.data.postgres, postgres_port, env=mark)
+        await asyncio.to_thread(self._postgres.start, progress=self._say)
+        partitions = await self._prepare_stores(self._postgres.dsn)
+        await self._compile()
+
+        self._ray = RayNode(
+            name=secrets.engine,
+            num_cpus=settings.ray_cpus,
+            object_store_mb=settings.object_store_mb,
+            dashboard_port=settings.dashboard_port,
+            env=mark,
+            log_dir=self.data.log,
+        )
+        self._say("starting Ray")
+        await asyncio.to_thread(self._ray.start)
+        plan = Plan(
+            settings=settings,
+            secrets=secrets,
+            partitions=partitions,
+            dsn=self._postgres.dsn,
+            application_port=application_port,
+            ray_address=self._ray.address,
+        )
+        await self._deploy(plan)
+
+        config = self._gateway_config(port, tls_port, application_port, secrets)
+        self._gateway = Gateway(config)
+        await asyncio.to_thread(self._gateway.start)
+        self.data.publish(self._running(plan, port, tls_port))
+        await self._await_ready(port)
+        self._announce(port, tls_port)
+        watching = asyncio.ensure_future(self._watch(plan))
+        if on_ready is not None:
+            await asyncio.to_thread(on_ready)
+        await watching
+
+    def _choose_ports(self) -> tuple[int, int]:
+        host, port, tls_port = self._settings.host, self._settings.port, self._settings.tls_port
+        for wanted, option in ((port, "--port"), (tls_port, "--tls-port")):
+            if wanted and not processes.port_is_free(host, wanted):
+                raise EngineError(f"port {wanted} on {host} is taken; choose another one with {option}")
+        return port or processes.free_ports(1, host)[0], tls_port
+
+    async def _prepare_stores(self, dsn: str) -> int:
+        return await prepare_stores(dsn, self._settings, say=self._say)
+
+    async def _compile(self) -> None:
+        """In a child: this process stays small, and a crash of the compiler is only a message here."""
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "cluster.compile", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+        self._deployer = child
+        output, errors = await child.communicate()
+        if child.returncode != 0:
+            raise EngineError(f"the kernel does not compile: {errors.decode(errors='replace')[-2000:]}")
+        self._say(output.decode().strip())
+
+    async def _deploy(self, plan: Plan) -> None:
+        """Create actors and applications by a short-lived driver; they outlive it."""
+        assert self._ray is not None  # noqa: S101 - started before
+        environment = {**os.environ, **self._ray.environment}
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "cluster.deploy",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=environment,
+        )
+        self._deployer = child
+        assert child.stdin is not None and child.stdout is not None and child.stderr is not None  # noqa: S101, PT018
+        child.stdin.write(plan.as_json().encode())
+        child.stdin.close()
+        complaints = asyncio.ensure_future(child.stderr.read())
+        async for line in child.stdout:
+            self._say(line.decode().rstrip())
+        if await child.wait() != 0:
+            raise EngineError(f"deploying failed: {(await complaints).decode(errors='replace')[-4000:]}")
+        await complaints
+
+    def _gateway_config(self, port: int, tls_port: int, application_port: int, secrets: Secrets) -> GatewayConfig:
+        settings = self._settings
+        certificate = None
+        if tls_port:
+            certificate = settings.tls_certificate or ensure_certificate(self.data.root / "tls")
+        return GatewayConfig(
+            host=settings.host,
+            http_port=port,
+            tls_port=tls_port,
+            certificate=certificate,
+            applications=[Application("payments", application_port)],
+            secret=secrets.gateway_secret,
+            run_dir=self.data.run,
+            per_address_rate=settings.per_address_rate,
+            env={processes.MARK: secrets.engine},
+        )
+
+    def _running(self, plan: Plan, port: int, tls_port: int) -> Running:
+        assert self._ray is not None  # noqa: S101 - started before
+        host = self._settings.host
+        return Running(
+            pid=os.getpid(),
+            url=f"http://{host}:{port}",
+            tls_url=f"https://{host}:{tls_port}" if tls_port else None,
+            journal=self._settings.journal,
+            shards=plan.partitions,
+            dsn=plan.dsn,
+            ray_address=self._ray.address,
+            dashboard_url=self._ray.dashboard_url,
+            dashboard_token_file=str(self._ray.token_file),
+            started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            transport=self._settings.transport,
+            ingress=self._settings.ingress,
+        )
+
+    async def _await_ready(self, port: int) -> None:
+        url = f"http://{self._settings.host}:{port}/healthz"
+        last = ""
+        async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
+            deadline = asyncio.get_running_loop().time() + _READY_S
+            while asyncio.get_running_loop().time() < deadline:
+                try:
+                    answer = await client.get(url)
+                    if answer.status_code == httpx.codes.OK:
+                        return
+                    last = answer.text
+                except httpx.HTTPError as error:
+                    last = repr(error)
+                await asyncio.sleep(0.05)
+        raise EngineError(f"the engine was not ready after {_READY_S:.0f} s: {last}; logs are in {self.data.log}")
+
+    def _announce(self, port: int, tls_port: int) -> None:
+        assert self._ray is not None  # noqa: S101 - started before
+        host = self._settings.host
+        if tls_port:
+            self._say(f"HTTPS on https://{host}:{tls_port} (certificate: {self.data.root / 'tls'})")
+        self._say(f"API description on http://{host}:{port}/docs")
+        self._say(f"Ray dashboard on {self._ray.dashboard_url} (log in with the token in {self._ray.token_file})")
+        self._say(f"razao ready on http://{host}:{port}")
+
+    async def _watch(self, plan: Plan) -> None:
+        """Bring back what Ray does not look after, for as long as the engine runs."""
+        assert self._postgres is not None and self._ray is not None and self._gateway is not None  # noqa: S101, PT018
+        retry_s = _WATCH_S
+        while True:
+            await asyncio.sleep(retry_s)
+            try:
+                if not self._postgres.running:
+                    self._say("PostgreSQL has ended; starting it again")
+                    await asyncio.to_thread(self._postgres.start, progress=lambda _: None)
+                if not self._gateway.is_alive():
+                    self._say("the gateway has ended; starting it again")
+                    await asyncio.to_thread(self._gateway.start)
+                if not self._ray.is_alive():
+                    self._say("Ray has ended; starting it again")
+                    await asyncio.to_thread(self._ray.stop)
+                    await asyncio.to_thread(self._ray.start)
+                    await self._deploy(plan)
+                retry_s = _WATCH_S
+            except (PostgresError, RayNodeError, GatewayError, EngineError) as error:
+                retry_s = min(2 * retry_s, _RETRY_S_MAX)
+                self._say(f"{error}; trying again in {retry_s:.1f} s")
+
+    async def _stop(self, secrets: Secrets) -> None:
+        """Close the door, then the actors, then the database. Everything acknowledged is durable at any moment."""
+        self._say("stopping")
+        if self._deployer is not None and self._deployer.returncode is None:
+            self._deployer.kill()
+            await self._deployer.wait()
+        for part in (self._gateway, self._ray, self._postgres):
+            if part is not None:
+                await asyncio.to_thread(part.stop)
+        await asyncio.to_thread(processes.end_all, secrets.engine)
+        self.data.retract()
+        self._say("stopped")
