@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 import httpx
 
 from cluster import processes
-from cluster.certificates import ensure_certificate
+from cluster.certificates import CertificateError, ensure_certificate
 from cluster.data import DataDirectory, EngineError, Running, Secrets
 from cluster.gateway import Application, Gateway, GatewayConfig, GatewayError
 from cluster.plan import Plan
@@ -62,7 +62,7 @@ class Supervisor:
             self.data.retract()
             try:
                 await self._until_stopped(self._start_and_watch(secrets, on_ready))
-            except (PostgresError, RayNodeError, GatewayError) as error:
+            except (PostgresError, RayNodeError, GatewayError, CertificateError) as error:
                 raise EngineError(str(error)) from error
             finally:
                 await self._stop(secrets)
@@ -87,7 +87,7 @@ class Supervisor:
         ensure_keys(self.data.keys)
         self._postgres = PostgresServer(self.data.postgres, postgres_port, env=mark)
         await asyncio.to_thread(self._postgres.start, progress=self._say)
-        partitions = await self._prepare_stores(self._postgres.dsn)
+        partitions = await prepare_stores(self._postgres.dsn, settings, secrets, say=self._say)
         await self._compile()
 
         self._ray = RayNode(
@@ -127,9 +127,6 @@ class Supervisor:
             if wanted and not processes.port_is_free(host, wanted):
                 raise EngineError(f"port {wanted} on {host} is taken; choose another one with {option}")
         return port or processes.free_ports(1, host)[0], tls_port
-
-    async def _prepare_stores(self, dsn: str) -> int:
-        return await prepare_stores(dsn, self._settings, say=self._say)
 
     async def _compile(self) -> None:
         """In a child: this process stays small, and a crash of the compiler is only a message here."""
@@ -172,6 +169,7 @@ class Supervisor:
         if tls_port:
             certificate = settings.tls_certificate or ensure_certificate(self.data.root / "tls")
         return GatewayConfig(
+            engine=f"razao-{secrets.engine}",
             host=settings.host,
             http_port=port,
             tls_port=tls_port,

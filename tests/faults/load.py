@@ -99,7 +99,8 @@ class Load:
             amount = source.randint(1, 500) if source.random() < 0.95 else 100 * FUNDS
             sent = Sent(ids.text(ids.uuid7(time.time_ns() // 1_000_000)), debit, credit, amount)
             self.sent.append(sent)
-            await self._send(client, sent)
+            if await self._send(client, sent) is None:
+                await asyncio.sleep(0.02)  # nobody listens now: do not fill the memory with attempts
 
     async def _send(self, client: httpx.AsyncClient, sent: Sent) -> httpx.Response | None:
         try:

@@ -1,0 +1,188 @@
+"""Client load over HTTP while the engine's parts die: nothing acknowledged is lost, nothing applies twice."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.engine import Engine
+from tests.faults.load import Load
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(420)]
+
+SEED = 20260
+ANSWERS = 150
+"""Transfers that must succeed between one fault and the next: the engine was really serving."""
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """An engine of this module's own, since its tests kill parts of it."""
+    failpoints = tmp_path_factory.mktemp("failpoints")
+    one = Engine(tmp_path_factory.mktemp("faults") / "var", failpoints=str(failpoints))
+    try:
+        yield one.start()
+    finally:
+        one.stop()
+
+
+@asynccontextmanager
+async def under_load(engine: Engine, seed: int) -> AsyncIterator[Load]:
+    """Load that runs for as long as the block does, reckoned at its end."""
+    load = Load(engine.url, engine.token(), seed)
+    await load.open_accounts(12)
+    running = asyncio.create_task(load.run())
+    try:
+        await load.at_least(ANSWERS)
+        yield load
+        await load.at_least(ANSWERS)
+    finally:
+        load.stop()
+        await running
+    counts = await load.reckon()
+    print(f"seed {seed}: {dict(load.statuses)} -> {counts}")
+    assert counts["settled"] >= 2 * ANSWERS
+
+
+def kill(pid: int) -> None:
+    """A death without a last word."""
+    os.kill(pid, signal.SIGKILL)
+
+
+async def replaced(find: Callable[[], int | None], old: int, timeout_s: float = 60) -> int:
+    """The pid of whoever serves in `old`'s place."""
+    async with asyncio.timeout(timeout_s):
+        while True:
+            new = await asyncio.to_thread(find)
+            if new is not None and new != old:
+                return new
+            await asyncio.sleep(0.2)
+
+
+def role(engine: Engine, name: str) -> Callable[[], int | None]:
+    """Finds the first process of a role."""
+    return lambda: next(iter(engine.pids(name).values()), None)
+
+
+def shard(engine: Engine, name: str) -> Callable[[], int | None]:
+    """Finds the shard that serves under a name."""
+
+    def find() -> int | None:
+        return next((one["pid"] for one in engine.status()["shards"] if one["name"] == name and one["epoch"]), None)
+
+    return find
+
+
+async def test_a_killed_shard_loses_no_acknowledged_transfer(engine: Engine) -> None:
+    async with under_load(engine, SEED) as load:
+        for name in ("shard-000", "shard-001"):
+            find = shard(engine, name)
+            old = find()
+            assert old
+            kill(old)
+            await replaced(find, old)
+            await load.at_least(ANSWERS)
+    engine.verify()
+
+
+async def test_a_killed_replica_loses_no_acknowledged_transfer(engine: Engine) -> None:
+    async with under_load(engine, SEED + 1):
+        find = role(engine, "replica")
+        old = find()
+        assert old
+        kill(old)
+        await replaced(find, old)
+    engine.verify()
+
+
+async def test_a_killed_gateway_comes_back_on_its_port(engine: Engine) -> None:
+    async with under_load(engine, SEED + 2):
+        find = role(engine, "gateway")
+        old = find()
+        assert old
+        kill(old)
+        await replaced(find, old)
+    engine.verify()
+
+
+async def test_a_killed_database_loses_no_acknowledged_transfer(engine: Engine) -> None:
+    async with under_load(engine, SEED + 3):
+        find = role(engine, "postgres")
+        old = find()
+        assert old
+        kill(old)
+        await replaced(find, old)
+        await asyncio.to_thread(engine.await_ready)
+    engine.verify()
+
+
+async def test_a_killed_projector_projects_every_entry_once(engine: Engine) -> None:
+    async with under_load(engine, SEED + 4):
+        find = role(engine, "projector")
+        old = find()
+        assert old
+        kill(old)
+        await replaced(find, old)
+    engine.verify()
+
+
+async def test_a_stopped_shard_is_replaced_and_does_no_harm_when_it_goes_on(engine: Engine) -> None:
+    async with under_load(engine, SEED + 5):
+        find = shard(engine, "shard-001")
+        old = find()
+        assert old
+        os.kill(old, signal.SIGSTOP)
+        try:
+            await replaced(find, old)
+        finally:
+            try:
+                os.kill(old, signal.SIGCONT)
+            except ProcessLookupError:
+                print(f"the stopped shard {old} was ended before it could go on")
+    engine.verify()
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "debit-applied",
+        "debit-durable",
+        "leg-applied",
+        "leg-durable",
+        "leg-answered",
+        "settle-applied",
+        "settle-durable",
+    ],
+)
+async def test_a_shard_killed_in_the_middle_of_a_cross_shard_transfer_finishes_it(engine: Engine, point: str) -> None:
+    armed = Path(engine.environment["RAZAO_FAILPOINTS"]) / point
+    async with under_load(engine, SEED + 6) as load:
+        armed.touch()
+        async with asyncio.timeout(60):
+            while armed.exists():  # noqa: ASYNC110 - another process removes it as it dies
+                await asyncio.sleep(0.05)
+        await load.at_least(ANSWERS)
+    engine.verify()
+
+
+async def test_an_engine_killed_whole_starts_again_with_every_acknowledged_centavo(engine: Engine) -> None:
+    load = Load(engine.url, engine.token(), SEED + 7)
+    await load.open_accounts(12)
+    running = asyncio.create_task(load.run())
+    await load.at_least(ANSWERS)
+    killing = asyncio.to_thread(engine.kill_everything)
+    await killing
+    load.stop()
+    await running
+    await asyncio.to_thread(engine.start)
+    load.url = engine.url
+    counts = await load.reckon()
+    print(f"{dict(load.statuses)} -> {counts}")
+    assert counts["settled"] >= ANSWERS
+    engine.verify()
