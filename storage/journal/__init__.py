@@ -96,6 +96,10 @@ class Journal(Protocol):
         """The offset that the next record will get."""
         ...
 
+    async def heads(self) -> dict[int, int]:
+        """`head` of every partition, at once."""
+        ...
+
     def read(self, partition: int, offset: int, until: int | None = None) -> AsyncIterator[Stored]:
         """Every stored record from `offset` on (up to, not including, `until`; None = the head at the call).
 

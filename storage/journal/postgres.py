@@ -293,6 +293,18 @@ class PostgresJournal:
         """The offset that the next record will get."""
         return await self._head_column("next", partition)
 
+    async def heads(self) -> dict[int, int]:
+        """`head` of every partition, by one query.
+
+        Raises:
+            JournalError: the journal cannot be reached.
+        """
+        try:
+            rows = await (await self._connections()).fetch("SELECT partition, next FROM journal.head")
+        except _LOST as error:
+            raise JournalError(_words(error)) from error
+        return {row["partition"]: row["next"] for row in rows}
+
     async def epoch(self, partition: int) -> int:
         """The epoch of the newest open record; -1 before the first."""
         return await self._head_column("epoch", partition)
