@@ -160,7 +160,10 @@ class RayNode:
 
     @property
     def running(self) -> bool:
-        """Whether the child of this process lives. False once any of gcs, raylet or dashboard has died: the whole node then ends and must be started anew."""
+        """Whether the child of this process lives.
+
+        False once any of gcs, raylet or dashboard has died: the whole node then ends and must be started anew.
+        """
         return self._starter is not None and self._starter.poll() is None
 
     def stop(self, timeout_s: float = 10.0) -> None:

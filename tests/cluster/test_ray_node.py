@@ -145,6 +145,9 @@ def test_a_node_whose_starter_was_killed_is_cleared_by_the_next_start(node: RayN
 
 def test_a_start_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> None:
     broken = RayNode(tmp_path / "node", object_store_bytes=1)
-    with pytest.raises(RayNodeError, match="object store"):
-        broken.start()
-    assert broken.processes() == []
+    try:
+        with pytest.raises(RayNodeError, match="object store"):
+            broken.start()
+        assert broken.processes() == []
+    finally:
+        broken.remove()
