@@ -1,0 +1,134 @@
+"""Embedded mode's own key pair: made at first start, signs the tokens of `razao token`, verified through its JWKS file.
+
+An identity provider takes its place by settings; nothing else changes, since both are met through a key set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Final
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+from jwt.utils import base64url_encode
+
+from deployments.auth.tokens import AUDIENCE, ISSUER
+
+PRIVATE_FILE: Final = "signing-key.pem"
+JWKS_FILE: Final = "jwks.json"
+EXPIRES_IN_S_MAX: Final = 10 * 365 * 86_400
+
+
+def ensure_keys(directory: Path) -> Path:
+    """Make the key pair in `directory` unless it is there; returns the JWKS file's path.
+
+    Two starts at once agree on one pair: whoever links its finished file first wins.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_file = directory / PRIVATE_FILE
+    if not private_file.exists():
+        pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        _write_once(private_file, pem)
+    private_file.chmod(0o600)
+    jwks_file = directory / JWKS_FILE
+    document = _jwks(_load(private_file))
+    if not jwks_file.exists() or jwks_file.read_bytes() != document:
+        _replace(jwks_file, document)
+    return jwks_file
+
+
+def sign_token(
+    directory: Path,
+    sub: str,
+    scope: str = "",
+    audience: str = AUDIENCE,
+    expires_in: int = 3600,
+    *,
+    issuer: str = ISSUER,
+) -> str:
+    """A token for `sub` that lives `expires_in` seconds, signed with the directory's key.
+
+    Raises:
+        FileNotFoundError: there is no key; see `ensure_keys`.
+        ValueError: the subject is empty or the lifetime out of range.
+    """
+    if not 1 <= len(sub) <= 255 or not sub.isprintable():
+        raise ValueError("the subject must be 1 to 255 printable characters")
+    if not 1 <= expires_in <= EXPIRES_IN_S_MAX:
+        raise ValueError(f"a token lives 1 to {EXPIRES_IN_S_MAX} seconds")
+    key = _load(directory / PRIVATE_FILE)
+    now = int(time.time())
+    claims = {
+        "iss": issuer,
+        "aud": audience,
+        "sub": sub,
+        "scope": " ".join(scope.split()),
+        "iat": now,
+        "nbf": now,
+        "exp": now + expires_in,
+    }
+    return jwt.encode(claims, key, algorithm="EdDSA", headers={"kid": _kid(key), "typ": "at+jwt"})
+
+
+def _load(private_file: Path) -> Ed25519PrivateKey:
+    key = load_pem_private_key(private_file.read_bytes(), password=None)
+    if not isinstance(key, Ed25519PrivateKey):
+        raise TypeError(f"{private_file} does not hold an Ed25519 key")
+    return key
+
+
+def _public_bytes(key: Ed25519PrivateKey) -> bytes:
+    return key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+
+
+def _kid(key: Ed25519PrivateKey) -> str:
+    """The key's thumbprint (RFC 7638)."""
+    x = base64url_encode(_public_bytes(key)).decode()
+    canonical = json.dumps({"crv": "Ed25519", "kty": "OKP", "x": x}, separators=(",", ":"), sort_keys=True)
+    return base64url_encode(hashlib.sha256(canonical.encode()).digest()).decode()
+
+
+def _jwks(key: Ed25519PrivateKey) -> bytes:
+    entry = {
+        "kty": "OKP",
+        "crv": "Ed25519",
+        "x": base64url_encode(_public_bytes(key)).decode(),
+        "kid": _kid(key),
+        "use": "sig",
+        "alg": "EdDSA",
+    }
+    return json.dumps({"keys": [entry]}, indent=1).encode() + b"\n"
+
+
+def _write_private(path: Path, data: bytes) -> Path:
+    """A finished, synced file of mode 0600 beside `path`, under a name of its own."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{time.time_ns()}")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return aside
+
+
+def _write_once(path: Path, data: bytes) -> None:
+    aside = _write_private(path, data)
+    with contextlib.suppress(FileExistsError):
+        os.link(aside, path)
+    aside.unlink()
+
+
+def _replace(path: Path, data: bytes) -> None:
+    _write_private(path, data).replace(path)

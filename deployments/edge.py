@@ -1,0 +1,245 @@
+"""The rim of an application: numbers requests, bounds how many are at work and how long, answers what goes wrong.
+
+Plain ASGI and outermost. It scans the headers once for everybody within, turns every ProblemError into its answer, and
+every unforeseen exception into a 500 that says nothing but the number under which the log has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments.json_body import ClientGone
+from deployments.problems import (
+    INTERNAL_ERROR,
+    MEDIA_TYPE,
+    OVERLOADED,
+    TIMEOUT,
+    UNAVAILABLE,
+    UNSURE,
+    ProblemError,
+    malformed,
+)
+
+log = logging.getLogger(__name__)
+
+GRACE_S: Final = 1.0
+"""How long behind a request's deadline the edge itself ends it: the parts within know the deadline and end sooner."""
+
+_REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
+_ONCE: Final = (
+    b"authorization",
+    b"content-type",
+    b"content-length",
+    b"content-encoding",
+    b"idempotency-key",
+    b"razao-gateway",
+    b"razao-position",
+    b"x-request-id",
+)
+_PROBLEM_TYPE: Final = (b"content-type", MEDIA_TYPE.encode())
+
+
+class Edge:
+    """Wraps an application.
+
+    Scope keys that it sets: `razao.headers` (dict of lower-case names), `razao.request_id`, `razao.deadline`
+    (time.monotonic seconds), and `razao.event`, into which the application writes the id of what it has sent on.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        running_max: int,
+        waiting_max: int,
+        deadline_s: float,
+        unlimited: frozenset[str] = frozenset(),
+        translate: Callable[[Exception], ProblemError | None] = lambda _: None,
+    ) -> None:
+        """Wrap `app`.
+
+        Args:
+            app: ASGI.
+            running_max: requests at work at once.
+            waiting_max: requests that wait for their turn; more are answered 429.
+            deadline_s: how long a request may take.
+            unlimited: paths that pass by the limits.
+            translate: what an exception of a driver means, None when it was not foreseen.
+        """
+        self._app = app
+        self._running_max = running_max
+        self._waiting_max = waiting_max
+        self._deadline_s = deadline_s
+        self._unlimited = unlimited
+        self._translate = translate
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self.running = 0
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn."""
+        return len(self._waiting)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        pairs = scope["headers"]
+        headers: dict[bytes, bytes] = dict(pairs)
+        request_id = headers.get(b"x-request-id", b"")
+        if not _REQUEST_ID.fullmatch(request_id):
+            headers.pop(b"x-request-id", None)
+            request_id = os.urandom(16).hex().encode()
+        reply = _Reply(send, request_id)
+        scope["razao.headers"] = headers
+        scope["razao.request_id"] = request_id.decode()
+        scope["razao.deadline"] = deadline = time.monotonic() + self._deadline_s
+        try:
+            if len(headers) != len(pairs):
+                _refuse_repeated_headers(pairs)
+            await self._in_turn(scope, receive, reply, deadline)
+        except ProblemError as error:
+            await reply.problem(error)
+        except ClientGone:
+            log.debug("the client of %s has gone", scope["razao.request_id"])
+        except Exception as error:  # noqa: BLE001 - the last place where one can be answered
+            await self._failed(scope, reply, error)
+
+    async def _in_turn(self, scope: Scope, receive: Receive, reply: _Reply, deadline: float) -> None:
+        if scope["path"] in self._unlimited:
+            await self._bounded(scope, receive, reply, deadline)
+            return
+        if self.running >= self._running_max:
+            await self._wait_for_turn(deadline)
+        else:
+            self.running += 1
+        try:
+            await self._bounded(scope, receive, reply, deadline)
+        finally:
+            self._pass_turn_on()
+
+    async def _wait_for_turn(self, deadline: float) -> None:
+        """Returns holding a place among the running."""
+        if len(self._waiting) >= self._waiting_max:
+            raise ProblemError(OVERLOADED, "Too many requests are waiting")
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            async with asyncio.timeout_at(deadline):
+                await turn
+        except BaseException as error:
+            if turn.done() and not turn.cancelled():
+                self._pass_turn_on()
+            else:
+                with suppress(ValueError):
+                    self._waiting.remove(turn)
+            if isinstance(error, TimeoutError):
+                raise ProblemError(OVERLOADED, "The request waited too long for its turn") from None
+            raise
+
+    def _pass_turn_on(self) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)  # the place goes over, `running` stays
+                return
+        self.running -= 1
+
+    async def _bounded(self, scope: Scope, receive: Receive, reply: _Reply, deadline: float) -> None:
+        body = _Body(receive)
+        try:
+            async with asyncio.timeout_at(deadline + GRACE_S):
+                await self._app(scope, body, reply)
+        except TimeoutError:
+            if (event := scope.get("razao.event")) is not None:
+                raise ProblemError(UNSURE, "The outcome was not learnt in time", id=event) from None
+            if not body.complete:
+                raise ProblemError(TIMEOUT, "The body did not arrive in time") from None
+            raise ProblemError(UNAVAILABLE, "The request took too long") from None
+
+    async def _failed(self, scope: Scope, reply: _Reply, error: Exception) -> None:
+        known = self._translate(error)
+        request_id = scope["razao.request_id"]
+        if known is not None:
+            log.warning("%s %s failed: %r (request %s)", scope["method"], scope["path"], error, request_id)
+            if (event := scope.get("razao.event")) is not None:
+                known = ProblemError(UNSURE, "The outcome was not learnt", id=event)
+        else:
+            log.error("%s %s failed (request %s)", scope["method"], scope["path"], request_id, exc_info=error)
+            known = ProblemError(INTERNAL_ERROR, "An error that we did not foresee; the log has it")
+            if (event := scope.get("razao.event")) is not None:
+                known.members["id"] = event
+        await reply.problem(known)
+
+
+class _Body:
+    """`receive` that knows whether the whole body has come."""
+
+    __slots__ = ("_receive", "complete")
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.complete = False
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self.complete = not message.get("more_body", False)
+        return message
+
+
+class _Reply:
+    """`send` that numbers the answer and knows whether it has begun."""
+
+    __slots__ = ("_request_id", "_send", "begun")
+
+    def __init__(self, send: Send, request_id: bytes) -> None:
+        self._send = send
+        self._request_id = request_id
+        self.begun = False
+
+    async def __call__(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self.begun = True
+            message["headers"].append((b"x-request-id", self._request_id))
+        await self._send(message)
+
+    async def problem(self, error: ProblemError) -> None:
+        """Answer with a problem, unless an answer has begun already."""
+        if self.begun:
+            log.error("an answer broke off: %s (request %s)", error, self._request_id.decode())
+            raise error
+        body = error.body(self._request_id.decode())
+        headers = [(name.encode(), value.encode("latin-1", "replace")) for name, value in error.headers.items()]
+        headers += [_PROBLEM_TYPE, (b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store")]
+        await self({"type": "http.response.start", "status": error.status, "headers": headers})
+        await self({"type": "http.response.body", "body": body})
+
+
+def _refuse_repeated_headers(pairs: list[tuple[bytes, bytes]]) -> None:
+    names = [name for name, _ in pairs]
+    for name in _ONCE:
+        if names.count(name) > 1:
+            raise malformed(name.decode().title(), "The header is there twice")
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    """Nothing to start or stop here: whoever made the services ends them."""
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return

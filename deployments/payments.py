@@ -1,0 +1,252 @@
+"""The payments application: one ASGI app over a shard client, the query store and the registry of owners.
+
+`OPERATIONS` is the table of its calls. The edge, the gateway's secret and the tokens stand around it as middleware. The
+hot calls are found by one look into a dictionary, the others by Starlette's routes; no call pays for a Request object.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
+
+import asyncpg
+from starlette.routing import Match, Route
+from starlette.types import Receive, Scope, Send
+
+from actors.shard_client import ShardClient, ShardStats, ShardUnavailable
+from deployments.auth.middleware import AuthenticationMiddleware, BearerBackend, GatewayMiddleware
+from deployments.auth.tokens import TokenVerifier
+from deployments.edge import Edge
+from deployments.openapi import Operation, docs_page, document
+from deployments.payments_call import Actors, Answer, Call, json_answer
+from deployments.payments_routes import INTRODUCTION, api_operations
+from deployments.payments_schema import Health, ShardHealth
+from deployments.problems import (
+    BY_NAME,
+    METHOD_NOT_ALLOWED,
+    NOT_FOUND,
+    UNAVAILABLE,
+    ProblemError,
+    html_page,
+    problem_page,
+    problems_page,
+    prose,
+)
+from storage.query_store import QueryStore
+from storage.registry import Registry
+
+log = logging.getLogger(__name__)
+
+TITLE: Final = "Razao payments"
+_HTML: Final = [(b"content-type", b"text/html; charset=utf-8"), (b"cache-control", b"public, max-age=300")]
+_PAGE_HEADERS: Final = [
+    *_HTML,
+    (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'"),
+    (b"x-content-type-options", b"nosniff"),
+]
+_HEALTH_TTL_S: Final = 0.5
+_HEALTH_TIMEOUT_S: Final = 1.0
+_DRIVER_ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+
+
+@dataclass(slots=True)
+class Services:
+    """What the application stands on, and its settings. Made and closed by whoever wires it."""
+
+    client: ShardClient
+    store: QueryStore
+    registry: Registry
+    verifier: TokenVerifier
+    ledger_key: bytes
+    gateway_secret: str | None = None
+    requests_max: int = 512
+    requests_waiting_max: int = 1024
+    deadline_s: float = 10.0
+    limit_raise_delay_s: int = 86_400
+    hold_default_s: int = 7 * 86_400
+    hold_max_s: int = 30 * 86_400
+    repeated_tax_ids: bool = False
+    actors: Actors = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Remember owner hashes."""
+        self.actors = Actors(self.ledger_key)
+
+
+def create_app(services: Services) -> Edge:
+    """The ASGI application. Its `running` and `waiting` say how many requests are at work and in line."""
+    backend = BearerBackend(services.verifier, "payments")
+    payments = Payments(services)
+    secured = AuthenticationMiddleware(payments, backend, is_public)
+    return Edge(
+        GatewayMiddleware(secured, services.gateway_secret),
+        running_max=services.requests_max,
+        waiting_max=services.requests_waiting_max,
+        deadline_s=services.deadline_s,
+        unlimited=frozenset({"/healthz"}),
+        translate=translate,
+    )
+
+
+def is_public(path: str) -> bool:
+    """Health, documentation, problem pages, and whatever is not there at all."""
+    return not path.startswith("/v1/")
+
+
+def translate(error: Exception) -> ProblemError | None:
+    """What a driver's error means to a client: the query store or the registry cannot be reached just now."""
+    if isinstance(error, _DRIVER_ERRORS):
+        return ProblemError(UNAVAILABLE, "The query store does not answer")
+    return None
+
+
+class Payments:
+    """Finds the call and answers it. Around it stands the middleware that `create_app` adds."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._health: tuple[float, Health | ProblemError] | None = None
+        self._asking: asyncio.Task[Health | ProblemError] | None = None
+        self.operations = (*api_operations(), *self._own_operations())
+        self._hot = {(o.method, o.path): o for o in self.operations if "{" not in o.path}
+        self._balance = next(o for o in self.operations if o.path == "/v1/accounts/{id}/balance")
+        self._routes = [
+            (Route(o.path, _no_endpoint, methods=[o.method], name=o.name), o) for o in self.operations if "{" in o.path
+        ]
+        self._openapi = json.dumps(
+            document(TITLE, _version(), INTRODUCTION, self.operations), ensure_ascii=False, indent=1
+        ).encode()
+        self._docs = docs_page(TITLE, _introduction_html(), self.operations)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        operation, path = self._find(scope)
+        answer: Answer = await operation.handler(Call(self._services, scope, receive, path))
+        body = answer.body
+        answer.headers.append((b"content-length", b"%d" % len(body)))
+        await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    def _find(self, scope: Scope) -> tuple[Operation, Mapping[str, str]]:
+        method, path = scope["method"], scope["path"]
+        if method == "HEAD":
+            method = "GET"
+        operation = self._hot.get((method, path))
+        if operation is not None:
+            return operation, {}
+        if method == "GET" and path.startswith("/v1/accounts/") and path.endswith("/balance"):
+            account = path[13:-8]
+            if account and "/" not in account:
+                return self._balance, {"id": account}
+        return self._find_route({**scope, "method": method}, path)
+
+    def _find_route(self, scope: Scope, path: str) -> tuple[Operation, Mapping[str, str]]:
+        allowed = {method for method, known in self._hot if known == path}
+        for route, operation in self._routes:
+            match, found = route.matches(scope)
+            if match is Match.FULL:
+                return operation, found["path_params"]
+            if match is Match.PARTIAL:
+                allowed.add(operation.method)
+        if not allowed:
+            raise ProblemError(NOT_FOUND, "No call has this path")
+        if "GET" in allowed:
+            allowed.add("HEAD")
+        allow = ", ".join(sorted(allowed))
+        raise ProblemError(METHOD_NOT_ALLOWED, f"This path knows {allow}", headers={"allow": allow})
+
+    # -- health and pages ---------------------------------------------------------------------------------------------
+
+    def _own_operations(self) -> tuple[Operation, ...]:
+        html = ("text/html",)
+        return (
+            Operation(
+                "GET", "/healthz", "health", "Whether every shard serves",
+                "200 only when all of them do. Looked at afresh at most twice a second.", self._get_health,
+                response=Health, problems=(UNAVAILABLE,),
+            ),
+            Operation("GET", "/openapi.json", "openapi", "This contract as OpenAPI 3.1", "", self._get_openapi),
+            Operation("GET", "/docs", "docs", "This contract for people", "", self._get_docs, media_types=html),
+            Operation("GET", "/", "index", "Where things are", "", _get_index, media_types=html),
+            Operation("GET", "/problems", "problems", "All problem types", "", _get_problems, media_types=html),
+            Operation(
+                "GET", "/problems/{name}", "problem", "One problem type", "A problem's `type` is its page's address.",
+                _get_problem, media_types=html, problems=(NOT_FOUND,),
+            ),
+        )  # fmt: skip
+
+    async def _get_health(self, _: Call) -> Answer:
+        known = self._health
+        if known is None or time.monotonic() - known[0] > _HEALTH_TTL_S:
+            if self._asking is None or self._asking.done():
+                self._asking = asyncio.create_task(self._ask_shards(), name="health of the shards")
+            await asyncio.shield(self._asking)
+            known = self._health
+        assert known is not None  # noqa: S101 - just asked
+        if isinstance(known[1], ProblemError):
+            problem = known[1]
+            raise ProblemError(problem.problem, problem.detail, **problem.members)
+        return json_answer(200, known[1])
+
+    async def _ask_shards(self) -> Health | ProblemError:
+        deadline = time.monotonic() + _HEALTH_TIMEOUT_S
+        answer: Health | ProblemError
+        try:
+            stats: list[ShardStats] = await self._services.client.stats(deadline)
+        except ShardUnavailable as error:
+            answer = ProblemError(UNAVAILABLE, f"Not every shard serves: {error}")
+        else:
+            answer = Health("ok", [ShardHealth(one.name, one.epoch, one.offset) for one in stats])
+        self._health = (time.monotonic(), answer)
+        return answer
+
+    async def _get_openapi(self, _: Call) -> Answer:
+        return Answer(200, self._openapi, [(b"content-type", b"application/json"), _HTML[1]])
+
+    async def _get_docs(self, _: Call) -> Answer:
+        return Answer(200, self._docs, list(_PAGE_HEADERS))
+
+
+async def _get_index(_: Call) -> Answer:
+    links = "".join(
+        f"<li><a href='{path}'><code>{path}</code></a> {text}"
+        for path, text in (
+            ("/docs", "all calls, with examples"),
+            ("/openapi.json", "the same as OpenAPI 3.1"),
+            ("/problems", "what can go wrong"),
+            ("/healthz", "whether every shard serves"),
+        )
+    )
+    return Answer(200, html_page(TITLE, f"<h1>{TITLE}</h1><ul>{links}</ul>"), list(_PAGE_HEADERS))
+
+
+async def _get_problems(_: Call) -> Answer:
+    return Answer(200, problems_page(), list(_PAGE_HEADERS))
+
+
+async def _get_problem(call: Call) -> Answer:
+    problem = BY_NAME.get(call.path["name"])
+    if problem is None:
+        raise ProblemError(NOT_FOUND, "There is no problem of this name")
+    return Answer(200, problem_page(problem), list(_PAGE_HEADERS))
+
+
+async def _no_endpoint(_: Any) -> Any:
+    raise AssertionError("routes are matched, not called")
+
+
+def _introduction_html() -> str:
+    return "".join(f"<p>{prose(paragraph)}</p>" for paragraph in INTRODUCTION.split("\n\n"))
+
+
+def _version() -> str:
+    try:
+        return version("razao")
+    except PackageNotFoundError:
+        return "0"

@@ -1,0 +1,434 @@
+"""Accounts: open, look at, change, list; their balances, now and at any past instant, and their movements."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from msgspec import UNSET, UnsetType
+from validate_docbr import CNPJ, CPF
+
+from actors.shard_client import ShardUnavailable
+from deployments.json_body import text
+from deployments.payments_call import (
+    JSON,
+    OPERATE,
+    OPERATOR,
+    Answer,
+    Call,
+    Header,
+    json_answer,
+    position_header,
+    read_instant,
+    read_limit,
+    read_path_account,
+    rfc3339,
+    write_headers,
+)
+from deployments.payments_schema import (
+    CURRENCY,
+    NAME_MAX,
+    Account,
+    AccountItem,
+    AccountPage,
+    Balance,
+    BalanceAnswer,
+    ChangeRequest,
+    Entry,
+    EntryPage,
+    Limits,
+    LimitsRequest,
+    NightWindow,
+    OpenRequest,
+    OwnerView,
+    Raise,
+)
+from deployments.payments_transfers import KIND_NAMES, event_row, send
+from deployments.problems import (
+    FORBIDDEN,
+    ID_CONFLICT,
+    INVALID_LIMIT,
+    INVALID_TAX_ID,
+    NOT_CAUGHT_UP,
+    UNAVAILABLE,
+    UNKNOWN_ACCOUNT,
+    ProblemError,
+    malformed,
+)
+from storage import ids
+from storage.events import NO_LIMIT, AccountStatus, Code, Kind
+from storage.query_store import NotYetProjected
+from storage.registry import Owner, RegistrationConflict, account_id, slot
+
+_OPEN: Final = msgspec.json.Decoder(OpenRequest)
+_CHANGE: Final = msgspec.json.Decoder(ChangeRequest)
+_NS: Final = 1_000_000_000
+_UNCHANGED: Final = -1
+_PAGE: Final = 100
+_PAGE_MAX: Final = 1000
+_CLOCK_SKEW_NS: Final = 5 * 60 * _NS
+_TIME_OF_DAY: Final = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])", re.ASCII)
+_CPF: Final = re.compile(r"[0-9]{11}|[0-9]{3}\.[0-9]{3}\.[0-9]{3}-[0-9]{2}", re.ASCII)
+_CNPJ: Final = re.compile(
+    r"[0-9A-Za-z]{12}[0-9]{2}|[0-9A-Za-z]{2}\.[0-9A-Za-z]{3}\.[0-9A-Za-z]{3}/[0-9A-Za-z]{4}-[0-9]{2}", re.ASCII
+)
+_CPF_STRICT: Final = CPF()
+_CPF_REPEATED: Final = CPF(repeated_digits=True)
+_CNPJ_CHECK: Final = CNPJ()
+DEFAULT_WINDOW: Final = 20 * 60 << 16 | 6 * 60
+STATUS_NAMES: Final = {AccountStatus.OPEN: "open", AccountStatus.FROZEN: "frozen", AccountStatus.CLOSED: "closed"}
+
+
+def read_tax_id(given: str, *, repeated: bool) -> str:
+    """The digits and capital letters of a CPF or CNPJ (domain: Receita Federal; alphanumeric CNPJ since July 2026).
+
+    Args:
+        given: with or without punctuation.
+        repeated: accept CPFs of one repeated digit.
+
+    Raises:
+        ProblemError: not a valid one.
+    """
+    plain = re.sub(r"[./-]", "", given).upper()
+    cpf = _CPF_REPEATED if repeated else _CPF_STRICT
+    if (_CPF.fullmatch(given) and cpf.validate(plain)) or (_CNPJ.fullmatch(given) and _CNPJ_CHECK.validate(plain)):
+        return plain
+    text(given, "owner.tax_id", 255)
+    raise ProblemError(INVALID_TAX_ID, "This is neither a CPF nor a CNPJ", field="owner.tax_id")
+
+
+# -- open and change --------------------------------------------------------------------------------------------------
+
+
+async def open_account(call: Call) -> Answer:
+    """POST /v1/accounts. Who owns it is registered before the event is sent; both steps can be repeated."""
+    caller = call.authorize("ledger:write")
+    request = await call.json(_OPEN)
+    services = call.services
+    sub = caller if request.owner.sub is UNSET else text(request.owner.sub, "owner.sub", 255)
+    if sub != caller and call.actor != OPERATOR:
+        raise ProblemError(FORBIDDEN, "Only an operator may open accounts for somebody else", field="owner.sub")
+    name = text(request.owner.name.strip(), "owner.name", NAME_MAX)
+    tax_id = read_tax_id(request.owner.tax_id, repeated=services.repeated_tax_ids)
+    columns = _limit_columns(request.limits, absent=NO_LIMIT, no_window=DEFAULT_WINDOW)
+    event = call.event_id("accounts", request.id)
+    account = account_id(event, slot(services.ledger_key, tax_id))
+    digest = msgspec.msgpack.encode(columns)
+    try:
+        owner = await services.registry.register(account, event, sub=sub, tax_id=tax_id, name=name, digest=digest)
+    except RegistrationConflict:
+        raise ProblemError(ID_CONFLICT, "The id was used to open another account", id=ids.text(event)) from None
+    per_transfer, daily, night, window = columns
+    row = event_row(
+        Kind.OPEN, event, OPERATOR, debit=account, credit=services.actors.of(sub), amount=per_transfer,
+        ref=(daily, night), total=window, check=window,
+    )  # fmt: skip
+    done = await send(call, row, None, event, "account", "account")
+    limits = Limits(_shown(per_transfer), _shown(daily), _shown(night), _window_view(window), [])
+    view = _account_view(account, AccountStatus.OPEN, Balance(0, 0, 0), limits, owner)
+    headers = write_headers(done.positions, replayed=done.replayed)
+    headers.append((b"location", f"/v1/accounts/{account}".encode()))
+    return json_answer(201, view, headers)
+
+
+async def change_account(call: Call) -> Answer:
+    """PATCH /v1/accounts/{id}."""
+    call.authorize("ledger:write")
+    request = await call.json(_CHANGE)
+    account = read_path_account(call.path["id"])
+    if (request.status is UNSET) == (request.limits is UNSET):
+        raise malformed("status", "Change either `status` or `limits`")
+    if request.status is not UNSET:
+        row = await _status_row(call, account, request.status)
+    else:
+        row = _limits_row(call, account, request.limits)
+    event = (int(row["id_hi"][0]), int(row["id_lo"][0]))
+    try:
+        done = await send(call, row, None, event, "account", "account")
+    except ProblemError as error:
+        if error.problem is UNKNOWN_ACCOUNT:
+            error.status = 404
+        raise
+    answer = await _shown_account(call, account)
+    return answer._replace(headers=write_headers(done.positions, replayed=done.replayed))
+
+
+async def _status_row(call: Call, account: int, status: str) -> Any:
+    if status != "closed" and call.actor != OPERATOR:
+        await read_account_state(call, account)  # an account that there is not is told as such
+        raise ProblemError(FORBIDDEN, "Only an operator may freeze an account or open it again", scope=OPERATE)
+    kind = {"closed": Kind.CLOSE, "frozen": Kind.FREEZE, "open": Kind.UNFREEZE}[status]
+    return event_row(kind, call.event_id(f"{status}:{account}", UNSET), call.actor, debit=account)
+
+
+def _limits_row(call: Call, account: int, limits: LimitsRequest | UnsetType) -> Any:
+    per_transfer, daily, night, window = _limit_columns(limits, absent=_UNCHANGED, no_window=_UNCHANGED)
+    if (per_transfer, daily, night, window) == (_UNCHANGED,) * 4:
+        raise malformed("limits", "Name at least one limit")
+    return event_row(
+        Kind.SET_LIMITS, call.event_id(f"limits:{account}", UNSET), call.actor, debit=account, amount=per_transfer,
+        ref=(daily, night), total=window, span=call.services.limit_raise_delay_s * _NS, check=(window + 1) << 1,
+    )  # fmt: skip
+
+
+def _limit_columns(limits: LimitsRequest | UnsetType, *, absent: int, no_window: int) -> tuple[int, int, int, int]:
+    """Per transfer, daily, night, window, as events carry them."""
+    if limits is UNSET:
+        return absent, absent, absent, no_window
+    amounts = [
+        _limit(limits.per_transfer, "limits.per_transfer", absent),
+        _limit(limits.daily, "limits.daily", absent),
+        _limit(limits.night, "limits.night", absent),
+    ]
+    window = no_window
+    if limits.night_window is not UNSET:
+        start = _minute(limits.night_window.from_, "limits.night_window.from")
+        end = _minute(limits.night_window.to, "limits.night_window.to")
+        if start == end:
+            raise ProblemError(INVALID_LIMIT, "A night has a beginning and another end", field="limits.night_window")
+        window = start << 16 | end
+    return amounts[0], amounts[1], amounts[2], window
+
+
+def _limit(given: int | UnsetType | None, field: str, absent: int) -> int:
+    if given is UNSET:
+        return absent
+    if given is None:
+        return NO_LIMIT
+    if not 0 <= given < NO_LIMIT:
+        raise ProblemError(INVALID_LIMIT, "A limit is from 0 to 9223372036854775806 centavos, or null", field=field)
+    return given
+
+
+def _minute(given: str, field: str) -> int:
+    found = _TIME_OF_DAY.fullmatch(given)
+    if found is None:
+        raise ProblemError(INVALID_LIMIT, "A time of day is written HH:MM", field=field)
+    return int(found[1]) * 60 + int(found[2])
+
+
+# -- look at ----------------------------------------------------------------------------------------------------------
+
+
+class State(msgspec.Struct, array_like=True):
+    """ACCOUNT as a shard answered it, in the order of its columns."""
+
+    id: int
+    debits_posted: int
+    credits_posted: int
+    debits_pending: int
+    per_transfer: int
+    daily: int
+    night: int
+    next_per_transfer: int
+    next_daily: int
+    next_night: int
+    next_per_transfer_at: int
+    next_daily_at: int
+    next_night_at: int
+    next_window_at: int
+    window: int
+    next_window: int
+    status: int
+    code: int
+    spare: int
+
+    @property
+    def balance(self) -> Balance:
+        """What it holds."""
+        posted = self.credits_posted - self.debits_posted
+        return Balance(posted, self.debits_pending, posted - self.debits_pending)
+
+
+async def read_account_state(call: Call, account: int) -> tuple[State, dict[int, int]]:
+    """An account that the caller may see, as its shard has it now, and the positions that this reflects.
+
+    Raises:
+        ProblemError: unknown (404), somebody else's (403), or its shard does not answer.
+    """
+    one = np.array([account], np.uint64)
+    try:
+        read = await call.services.client.read(one, np.array([call.actor], np.uint64), call.deadline)
+    except ShardUnavailable:
+        raise ProblemError(UNAVAILABLE, "The account's shard does not answer") from None
+    state = State(*read.states[0].item())
+    if state.code == Code.FORBIDDEN:
+        raise ProblemError(FORBIDDEN, "The account belongs to somebody else")
+    if state.status == AccountStatus.UNKNOWN:
+        raise ProblemError(UNKNOWN_ACCOUNT, "There is no such account", status=404)
+    return state, read.positions
+
+
+async def get_account(call: Call) -> Answer:
+    """GET /v1/accounts/{id}."""
+    call.authorize("ledger:read")
+    call.query()
+    await call.wait_for_positions()
+    return await _shown_account(call, read_path_account(call.path["id"]))
+
+
+async def _shown_account(call: Call, account: int) -> Answer:
+    state, positions = await read_account_state(call, account)
+    owner = await call.services.registry.owner(account)
+    if owner is None:
+        raise ProblemError(UNAVAILABLE, "The account's owner is not registered here")
+    view = _account_view(account, AccountStatus(state.status), state.balance, _limits_view(state), owner)
+    return json_answer(200, view, _read_headers(positions))
+
+
+async def list_accounts(call: Call) -> Answer:
+    """GET /v1/accounts: the caller's own; an operator may ask for another's by `sub`."""
+    caller = call.authorize("ledger:read")
+    query = call.query("cursor", "limit", "sub")
+    await call.wait_for_positions()
+    sub = query.get("sub", caller)
+    if sub != caller and call.actor != OPERATOR:
+        raise ProblemError(FORBIDDEN, "Only an operator may list somebody else's accounts")
+    text(sub, "sub", 255)
+    limit = read_limit(query, _PAGE, _PAGE_MAX)
+    cursor = query.get("cursor", "0")
+    if not (cursor.isascii() and cursor.isdigit() and len(cursor) <= 19 and int(cursor) < 2**63):
+        raise malformed("cursor", "This is not a cursor of this list")
+    owners = await call.services.registry.accounts(sub, after=int(cursor), limit=limit)
+    accounts = np.array([owner.account for owner in owners], np.uint64)
+    items: list[AccountItem] = []
+    if owners:
+        try:
+            read = await call.services.client.read(accounts, np.zeros(len(accounts), np.uint64), call.deadline)
+        except ShardUnavailable:
+            raise ProblemError(UNAVAILABLE, "A shard does not answer") from None
+        states = [State(*row) for row in read.states.tolist()]
+        # Registered, but its opening was never finished: not an account yet.
+        items = [_item(state) for state in states if state.status != AccountStatus.UNKNOWN]
+    return json_answer(200, AccountPage(items, str(owners[-1].account) if len(owners) == limit else None))
+
+
+async def get_balance(call: Call) -> Answer:
+    """GET /v1/accounts/{id}/balance: from the shard, in order with all writes. The hottest of the reads."""
+    call.authorize("ledger:read")
+    account = read_path_account(call.path["id"])
+    call.positions()  # a shard's answer is never behind what was acknowledged; only the header's form is checked
+    if call.scope["query_string"] and (query := call.query("at")):
+        return await _past_balance(call, account, query["at"])
+    state, positions = await read_account_state(call, account)
+    posted, pending = state.credits_posted - state.debits_posted, state.debits_pending
+    body = (
+        f'{{"account":"{account}","currency":"BRL","posted":{posted},"pending":{pending},'
+        f'"available":{posted - pending}}}'
+    )
+    return Answer(200, body.encode(), _read_headers(positions))
+
+
+async def _past_balance(call: Call, account: int, given: str) -> Answer:
+    """The balance at a past instant: everything stamped until then is in the journal by now, so wait for its heads."""
+    at = read_instant(given, "at")
+    now = time.time_ns()
+    if at > now + _CLOCK_SKEW_NS:
+        raise malformed("at", "The instant lies in the future")
+    await read_account_state(call, account)
+    services = call.services
+    try:
+        heads = await services.client.heads(call.deadline)
+        await services.store.wait_for({key: head - 1 for key, head in heads.items()}, call.deadline)
+    except ShardUnavailable:
+        raise ProblemError(UNAVAILABLE, "A shard does not answer") from None
+    except NotYetProjected:
+        raise ProblemError(NOT_CAUGHT_UP, "The query store has not caught up yet") from None
+    balance = await services.store.balance_at(account, at)
+    if balance is None:
+        raise ProblemError(UNKNOWN_ACCOUNT, "The account was not open yet", status=404)
+    return json_answer(
+        200,
+        BalanceAnswer(str(account), CURRENCY, balance.posted, balance.pending, balance.available, at=rfc3339(at)),
+    )
+
+
+async def list_entries(call: Call) -> Answer:
+    """GET /v1/accounts/{id}/entries: newest first."""
+    call.authorize("ledger:read")
+    account = read_path_account(call.path["id"])
+    query = call.query("from", "to", "cursor", "limit")
+    limit = read_limit(query, _PAGE, _PAGE_MAX)
+    since = read_instant(query["from"], "from") if "from" in query else None
+    until = read_instant(query["to"], "to") if "to" in query else None
+    if since is not None and until is not None and since > until:
+        raise malformed("from", "`from` lies behind `to`")
+    await read_account_state(call, account)
+    await call.wait_for_positions()
+    try:
+        page = await call.services.store.entries(account, since, until, query.get("cursor"), limit)
+    except ValueError:
+        raise malformed("cursor", "This is not a cursor of this list") from None
+    items = [_entry(entry) for entry in page.items]
+    return json_answer(200, EntryPage(items, page.next_cursor))
+
+
+# -- views ------------------------------------------------------------------------------------------------------------
+
+
+def _read_headers(positions: dict[int, int]) -> list[Header]:
+    return [JSON, position_header(positions)] if positions else [JSON]
+
+
+def _entry(entry: Any) -> Entry:
+    kind: Any = KIND_NAMES[entry.kind]
+    return Entry(
+        transfer=ids.text(entry.transfer),
+        kind=kind,
+        side="credit" if entry.amount > 0 else "debit",
+        amount=abs(entry.amount),
+        balance=entry.balance,
+        at=rfc3339(entry.at),
+    )
+
+
+def _status_name(status: int) -> Any:
+    return STATUS_NAMES[AccountStatus(status)]
+
+
+def _item(state: State) -> AccountItem:
+    return AccountItem(str(state.id), _status_name(state.status), CURRENCY, state.balance)
+
+
+def _account_view(account: int, status: int, balance: Balance, limits: Limits, owner: Owner) -> Account:
+    return Account(
+        id=str(account),
+        status=_status_name(status),
+        currency=CURRENCY,
+        balance=balance,
+        limits=limits,
+        owner=OwnerView(owner.name, _masked(owner.tax_id), owner.sub),
+        created_at=rfc3339(int(owner.created_at.timestamp()) * _NS + owner.created_at.microsecond * 1000),
+    )
+
+
+def _masked(tax_id: str) -> str:
+    """A person's number as banks print it; a company's is public."""
+    return f"***.{tax_id[3:6]}.{tax_id[6:9]}-**" if len(tax_id) == 11 else tax_id
+
+
+def _shown(limit: int) -> int | None:
+    return None if limit == NO_LIMIT else limit
+
+
+def _window_view(window: int) -> NightWindow:
+    start, end = window >> 16, window & 0xFFFF
+    return NightWindow(f"{start // 60:02d}:{start % 60:02d}", f"{end // 60:02d}:{end % 60:02d}")
+
+
+def _limits_view(state: State) -> Limits:
+    raises: list[Raise] = []
+    if state.next_per_transfer >= 0:
+        raises.append(Raise("per_transfer", rfc3339(state.next_per_transfer_at), _shown(state.next_per_transfer)))
+    if state.next_daily >= 0:
+        raises.append(Raise("daily", rfc3339(state.next_daily_at), _shown(state.next_daily)))
+    if state.next_night >= 0:
+        raises.append(Raise("night", rfc3339(state.next_night_at), _shown(state.next_night)))
+    if state.next_window >= 0:
+        raises.append(Raise("night_window", rfc3339(state.next_window_at), _window_view(state.next_window)))
+    return Limits(
+        _shown(state.per_transfer), _shown(state.daily), _shown(state.night), _window_view(state.window), raises
+    )

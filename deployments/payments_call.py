@@ -1,0 +1,382 @@
+"""One request on its way through the payments application: who asks, what its headers say, and shared forms.
+
+Handlers take a Call and return an Answer; what goes wrong is raised as a ProblemError and answered at the edge.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from urllib.parse import parse_qsl
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from msgspec import UNSET, Raw, UnsetType
+from starlette.types import Receive, Scope
+
+from deployments import json_body
+from deployments.auth.tokens import Identity
+from deployments.json_body import free_form, text
+from deployments.payments_schema import DESCRIPTION_MAX, METADATA_BYTES_MAX, METADATA_DEPTH_MAX
+from deployments.problems import (
+    FORBIDDEN,
+    INVALID_AMOUNT,
+    INVALID_ID,
+    NOT_CAUGHT_UP,
+    UNAUTHENTICATED,
+    UNKNOWN_ACCOUNT,
+    UNSUPPORTED_MEDIA_TYPE,
+    ProblemError,
+    malformed,
+)
+from storage import ids
+from storage.events import AMOUNT_MAX, FIRST_ACCOUNT
+from storage.ids import Id
+from storage.query_store import NotYetProjected
+from storage.registry import owner_hash
+
+if TYPE_CHECKING:
+    from deployments.payments import Services
+
+T = TypeVar("T")
+Header = tuple[bytes, bytes]
+Rows = npt.NDArray[Any]
+
+SINGLE_BYTES_MAX: Final = 64 << 10
+JSON: Final[Header] = (b"content-type", b"application/json")
+OPERATE: Final = "ledger:operate"
+OPERATOR: Final = 0
+"""`EVENT.actor` of one who may act on any account."""
+
+_KEY: Final = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
+_ACCOUNT: Final = re.compile(r"[1-9][0-9]{0,18}", re.ASCII)
+_POSITION: Final = re.compile(r"[0-9]{1,4}:[0-9]{1,18}(?:,[0-9]{1,4}:[0-9]{1,18}){0,1023}", re.ASCII)
+_INSTANT: Final = re.compile(
+    r"(\d{4}-\d{2}-\d{2}[Tt]\d{2}:\d{2}:\d{2})(?:\.(\d{1,9}))?([Zz]|[+\- ]\d{2}:\d{2})", re.ASCII
+)
+_SUBJECTS_MAX: Final = 65_536
+_NS: Final = 1_000_000_000
+_MASK64: Final = 2**64 - 1
+_SPAN_MIX: Final = 0x9E3779B97F4A7C15
+
+
+class Answer(NamedTuple):
+    """A whole response."""
+
+    status: int
+    body: bytes
+    headers: list[Header]
+
+
+class Actors:
+    """Owner hashes by subject, remembered."""
+
+    def __init__(self, ledger_key: bytes) -> None:
+        self._key = ledger_key
+        self._known: dict[str, int] = {}
+
+    def of(self, subject: str) -> int:
+        """The hash that stands for a subject in the journal."""
+        known = self._known.get(subject)
+        if known is None:
+            if len(self._known) >= _SUBJECTS_MAX:
+                self._known.clear()
+            known = self._known[subject] = owner_hash(self._key, subject)
+        return known
+
+
+class Call:
+    """One request. `deadline`: time.monotonic seconds."""
+
+    __slots__ = ("actor", "deadline", "headers", "identity", "path", "receive", "request_id", "scope", "services")
+
+    def __init__(self, services: Services, scope: Scope, receive: Receive, path: Mapping[str, str]) -> None:
+        self.services = services
+        self.scope = scope
+        self.receive = receive
+        self.path = path
+        self.headers: dict[bytes, bytes] = scope["razao.headers"]
+        self.request_id: str = scope["razao.request_id"]
+        self.deadline: float = scope["razao.deadline"]
+        self.identity: Identity | None = scope["razao.identity"]
+        self.actor = OPERATOR
+
+    # -- who --------------------------------------------------------------------------------------------------------
+
+    def authorize(self, scope: str, *, lifted_by_operate: bool = True) -> str:
+        """Check that the token has a scope; sets `actor` and returns the subject.
+
+        Raises:
+            ProblemError: no token, or it lacks the scope.
+        """
+        identity = self.identity
+        if identity is None:
+            raise ProblemError(UNAUTHENTICATED, "A token is needed", headers={"www-authenticate": "Bearer"})
+        operates = OPERATE in identity.scopes
+        if scope not in identity.scopes and not (operates and lifted_by_operate):
+            challenge = f'Bearer error="insufficient_scope", scope="{scope}"'
+            raise ProblemError(
+                FORBIDDEN, f"The token lacks the scope {scope}", headers={"www-authenticate": challenge}, scope=scope
+            )
+        self.actor = OPERATOR if operates else self.services.actors.of(identity.subject)
+        return identity.subject
+
+    # -- what -------------------------------------------------------------------------------------------------------
+
+    async def body(self, limit: int) -> bytes:
+        """The whole body, not decoded."""
+        if b"content-encoding" in self.headers:
+            raise ProblemError(UNSUPPORTED_MEDIA_TYPE, "Bodies must not be compressed", field="Content-Encoding")
+        return await json_body.receive_body(self.receive, content_length(self.headers), limit)
+
+    async def json(self, decoder: msgspec.json.Decoder[T], *, empty: bytes | None = None) -> T:
+        """The decoded JSON body; `empty` stands in for a body of no bytes."""
+        if empty is None or b"content-type" in self.headers:
+            self.expect_json()
+        data = await self.body(SINGLE_BYTES_MAX)
+        return json_body.decode(empty if not data and empty is not None else data, decoder)
+
+    def expect_json(self) -> None:
+        """Raises ProblemError unless the content type is JSON in UTF-8."""
+        value = self.headers.get(b"content-type", b"")
+        if value != b"application/json" and not _is_json(value):
+            raise ProblemError(
+                UNSUPPORTED_MEDIA_TYPE, "The content type must be application/json", field="Content-Type"
+            )
+
+    def query(self, *allowed: str) -> dict[str, str]:
+        """The query's parameters; unknown and repeated ones are refused."""
+        raw: bytes = self.scope["query_string"]
+        if not raw:
+            return {}
+        try:
+            pairs = parse_qsl(
+                raw.decode("ascii"), keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=16
+            )
+        except ValueError:
+            raise malformed("query", "The query cannot be read") from None
+        parameters = dict(pairs)
+        if len(parameters) != len(pairs):
+            raise malformed("query", "A query parameter is there twice")
+        for name in parameters:
+            if name not in allowed:
+                raise malformed("query", f"Unknown query parameter; known here: {', '.join(allowed) or 'none'}")
+        return parameters
+
+    def positions(self) -> dict[int, int]:
+        """What `Razao-Position` asks to wait for: partition → journal offset."""
+        raw = self.headers.get(b"razao-position")
+        if raw is None:
+            return {}
+        value = raw.decode("latin-1").replace(" ", "")
+        if not _POSITION.fullmatch(value):
+            raise malformed("Razao-Position", "Razao-Position must be as a write answered it, such as 0:123,1:456")
+        positions: dict[int, int] = {}
+        for pair in value.split(","):
+            partition, _, offset = pair.partition(":")
+            positions[int(partition)] = max(int(offset), positions.get(int(partition), 0))
+        if max(positions) >= self.services.client.partitions:
+            raise malformed("Razao-Position", "Razao-Position names a partition that there is not")
+        return positions
+
+    async def wait_for_positions(self) -> None:
+        """Wait until the query store has what `Razao-Position` asks for.
+
+        Raises:
+            ProblemError: it did not get there in time.
+        """
+        positions = self.positions()
+        if not positions:
+            return
+        try:
+            await self.services.store.wait_for(positions, self.deadline)
+        except NotYetProjected:
+            raise ProblemError(NOT_CAUGHT_UP, "The query store has not caught up yet") from None
+
+    def event_id(self, route: str, given: str | UnsetType) -> Id:
+        """The id of the event that this call makes.
+
+        The body's `id`; or derived from the Idempotency-Key; or the gateway's request id, so that the gateway may send
+        a request again whose connection was lost; or fresh. Both `id` and Idempotency-Key are taken only when equal.
+        """
+        key = self.headers.get(b"idempotency-key")
+        if given is not UNSET:
+            if key is not None and key.decode("latin-1").lower() != given.lower():
+                raise malformed("Idempotency-Key", "Send either `id` or Idempotency-Key, or the same in both")
+            return read_id(given)
+        return self.derived_id(route)
+
+    def derived_id(self, route: str) -> Id:
+        """The id that stands for the Idempotency-Key, else the gateway's request id (a UUIDv7), else a fresh one."""
+        assert self.identity is not None  # noqa: S101 - authorize comes first
+        key = self.headers.get(b"idempotency-key")
+        if key is not None:
+            if not _KEY.fullmatch(key):
+                raise malformed("Idempotency-Key", "An Idempotency-Key is 1 to 255 visible ASCII characters")
+            return ids.derive("key", self.identity.subject, route, key.decode("ascii"))
+        if b"x-request-id" in self.headers:
+            try:
+                return ids.parse(self.request_id)
+            except ValueError:  # not our gateway's
+                return ids.derive("request", self.identity.subject, route, self.request_id)
+        return ids.uuid7(time.time_ns() // 1_000_000)
+
+
+def content_length(headers: Mapping[bytes, bytes]) -> int | None:
+    """The declared length of the body in bytes."""
+    raw = headers.get(b"content-length")
+    if raw is None:
+        return None
+    if not raw.isdigit() or len(raw) > 18:
+        raise malformed("Content-Length", "Content-Length is not a number")
+    return int(raw)
+
+
+def _is_json(value: bytes) -> bool:
+    parts = value.decode("latin-1").lower().split(";")
+    if parts[0].strip() != "application/json":
+        return False
+    return all(part.strip().replace('"', "") in {"charset=utf-8", "charset=us-ascii", ""} for part in parts[1:])
+
+
+# -- ids and accounts -----------------------------------------------------------------------------------------------
+
+
+def read_id(given: str, field: str = "id") -> Id:
+    """The event id that a body names. One of version 8 is one that we derived and told the client."""
+    try:
+        return ids.parse(given)
+    except ValueError:
+        raise ProblemError(INVALID_ID, "This is not a UUID of version 7", field=field) from None
+
+
+def read_account(given: str, field: str) -> int:
+    """The account that a body names.
+
+    Raises:
+        ProblemError: no account can have that id.
+    """
+    if _ACCOUNT.fullmatch(given) and FIRST_ACCOUNT <= (account := int(given)) <= AMOUNT_MAX:
+        return account
+    text(given, field, 255)
+    raise ProblemError(UNKNOWN_ACCOUNT, "There is no such account", field=field)
+
+
+def read_path_account(given: str) -> int:
+    """The account that the path names."""
+    if _ACCOUNT.fullmatch(given) and FIRST_ACCOUNT <= (account := int(given)) <= AMOUNT_MAX:
+        return account
+    raise ProblemError(UNKNOWN_ACCOUNT, "There is no such account", status=404)
+
+
+def check_amount(amount: int, field: str = "amount") -> int:
+    """Raises ProblemError unless it is an amount."""
+    if not 0 < amount <= AMOUNT_MAX:
+        raise ProblemError(INVALID_AMOUNT, "An amount is from 1 to 9223372036854775807 centavos", field=field)
+    return amount
+
+
+# -- description and metadata ---------------------------------------------------------------------------------------
+
+
+def read_note(description: str | UnsetType, metadata: Raw | UnsetType, prefix: str = "") -> bytes | None:
+    """Description and metadata in the canonical form in which the journal carries them: equal content, equal bytes."""
+    if description is UNSET and metadata is UNSET:
+        return None
+    note: dict[str, Any] = {}
+    if description is not UNSET:
+        note["description"] = text(description, f"{prefix}description", DESCRIPTION_MAX)
+    if metadata is not UNSET:
+        note["metadata"] = free_form(
+            metadata, f"{prefix}metadata", depth_max=METADATA_DEPTH_MAX, size_max=METADATA_BYTES_MAX
+        )
+    return json.dumps(note, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def content_check(note: bytes | None, expires_in: int) -> int:
+    """`EVENT.check`: what no column shows, but makes a repeat of an id another request."""
+    digest = 0 if note is None else int.from_bytes(blake2b(note, digest_size=8).digest(), "big")
+    return (digest + expires_in * _SPAN_MIX) & _MASK64
+
+
+def content_checks(notes: list[bytes | None] | None, expires_in: Rows) -> Rows:
+    """The same for many: (n,) int64 seconds → (n,) uint64."""
+    checks: Rows = expires_in.astype(np.uint64) * np.uint64(_SPAN_MIX)
+    if notes is not None:
+        digests = [0 if note is None else content_check(note, 0) for note in notes]
+        checks = checks + np.array(digests, np.uint64)
+    return checks
+
+
+# -- times ----------------------------------------------------------------------------------------------------------
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_last_second = (0, "1970-01-01T00:00:00")
+
+
+def rfc3339(ns: int) -> str:
+    """An instant as clients see it: UTC, six decimals. The second's text is kept, for most answers share it."""
+    global _last_second
+    seconds, rest = divmod(ns, _NS)
+    known, prefix = _last_second
+    if seconds != known:
+        prefix = (_EPOCH + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S")
+        _last_second = (seconds, prefix)
+    return f"{prefix}.{rest // 1000:06d}Z"
+
+
+def read_instant(given: str, field: str) -> int:
+    """ns since 1970 of an RFC 3339 instant between 1970 and 2200."""
+    found = _INSTANT.fullmatch(given)
+    if found is None:
+        raise malformed(field, "An instant is written as in RFC 3339, such as 2026-11-22T12:00:00.000000Z")
+    zone = found[3].upper().replace(" ", "+").replace("Z", "+00:00")  # an unescaped plus arrives as a space
+    try:
+        instant = datetime.fromisoformat(found[1].upper() + zone)
+        seconds = (instant - _EPOCH) // timedelta(seconds=1)
+    except (ValueError, OverflowError):
+        raise malformed(field, "There is no such instant") from None
+    if not 0 <= seconds < 7_258_118_400:
+        raise malformed(field, "An instant lies between 1970 and 2200")
+    return seconds * _NS + int((found[2] or "").ljust(9, "0"))
+
+
+def read_limit(parameters: Mapping[str, str], default: int, maximum: int) -> int:
+    """The page size that a query asks for."""
+    given = parameters.get("limit")
+    if given is None:
+        return default
+    if not (given.isascii() and given.isdigit() and len(given) <= 9 and 1 <= int(given) <= maximum):
+        raise malformed("limit", f"A page has 1 to {maximum} items")
+    return int(given)
+
+
+# -- answers --------------------------------------------------------------------------------------------------------
+
+REPLAYED_HEADER: Final[Header] = (b"idempotency-replayed", b"true")
+
+
+def position_header(positions: Mapping[int, int]) -> Header:
+    """`Razao-Position`: what a later read should wait for, to see this."""
+    return (b"razao-position", ",".join([f"{key}:{value}" for key, value in positions.items()]).encode())
+
+
+def write_headers(positions: Mapping[int, int], *, replayed: bool) -> list[Header]:
+    """The headers of a write's answer."""
+    headers = [JSON]
+    if positions:
+        headers.append(position_header(positions))
+    if replayed:
+        headers.append(REPLAYED_HEADER)
+    return headers
+
+
+def json_answer(status: int, value: object, headers: list[Header] | None = None) -> Answer:
+    """A cold answer."""
+    return Answer(status, msgspec.json.encode(value), [JSON] if headers is None else headers)

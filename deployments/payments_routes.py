@@ -1,0 +1,194 @@
+"""The table of payments calls: what each takes, answers and may end with."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from deployments import payments_accounts as accounts
+from deployments import payments_batch as batch
+from deployments import payments_transfers as transfers
+from deployments.openapi import Operation, Parameter
+from deployments.payments_schema import (
+    Account,
+    AccountPage,
+    BalanceAnswer,
+    BatchAnswer,
+    BatchRequest,
+    ChangeRequest,
+    DepositRequest,
+    EntryPage,
+    OpenRequest,
+    PostRequest,
+    RefundRequest,
+    Transfer,
+    TransferRequest,
+    VoidRequest,
+    WithdrawalRequest,
+)
+from deployments.problems import (
+    ACCOUNT_CLOSED,
+    ACCOUNT_EXISTS,
+    ACCOUNT_FROZEN,
+    ACCOUNT_NOT_EMPTY,
+    BOOK_FULL,
+    EXCEEDS_HOLD,
+    EXCEEDS_ORIGINAL,
+    HOLD_EXPIRED,
+    ID_CONFLICT,
+    ID_EXPIRED,
+    ID_IN_FUTURE,
+    INSUFFICIENT_FUNDS,
+    INVALID_AMOUNT,
+    INVALID_ID,
+    INVALID_LIMIT,
+    INVALID_TAX_ID,
+    LIMIT_EXCEEDED,
+    NOT_CAUGHT_UP,
+    NOT_HELD,
+    NOT_REFUNDABLE,
+    OVERFLOW,
+    REFUND_EXPIRED,
+    SAME_ACCOUNT,
+    UNKNOWN_ACCOUNT,
+    UNKNOWN_TRANSFER,
+    UNSURE,
+)
+
+INTRODUCTION: Final = (
+    "Accounts, and money that moves between them at once. Amounts are whole centavos of BRL, ids are strings, "
+    "times are "
+    "RFC 3339 in UTC. Every error is `application/problem+json` with a `type` of the catalogue at `/problems`.\n\n"
+    "Tokens: `ledger:read` and `ledger:write` reach the caller's own accounts (those whose owner is the token's "
+    "`sub`), "
+    "`ledger:fund` moves money into and out of the book, `ledger:operate` reads and writes any account.\n\n"
+    "Exactly once: give each change an `id` (a UUIDv7 that you made) or an `Idempotency-Key`, and send it again "
+    "as often "
+    "as you like: it happens once, and the first answer comes again, a refusal too, marked "
+    "`Idempotency-Replayed: true`. "
+    "The same id or key with other content is an `id-conflict`. Both are remembered for 48 hours unless set "
+    "otherwise; a "
+    "UUIDv7 older than that is refused, whereas an Idempotency-Key carries no time, so its promise ends there. Send "
+    "one of the two, or the same value in both.\n\n"
+    "Your own writes: a write answers with `Razao-Position`. Send it with a read, and the read waits until it "
+    "sees that "
+    "write. Balances without `at` are always up to date."
+)
+
+_ACCOUNT: Final = Parameter("id", "path", "The account.", {"type": "string"})
+_TRANSFER: Final = Parameter("id", "path", "The transfer.", {"type": "string", "format": "uuid"})
+_KEY: Final = Parameter(
+    "Idempotency-Key", "header", "Stands in for `id`: 1 to 255 visible ASCII characters, your own choice.",
+    {"type": "string", "minLength": 1, "maxLength": 255},
+)  # fmt: skip
+_POSITION: Final = Parameter(
+    "Razao-Position", "header", "As a write answered it: wait until the answer includes that write.",
+    {"type": "string", "pattern": "^[0-9]+:[0-9]+(,[0-9]+:[0-9]+)*$"},
+)  # fmt: skip
+_CURSOR: Final = Parameter("cursor", "query", "`next_cursor` of the page before.", {"type": "string"})
+_LIMIT: Final = Parameter(
+    "limit", "query", "Items on a page.", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}
+)
+_TIME: Final = {"type": "string", "format": "date-time"}
+_WRITTEN: Final = (
+    ("Razao-Position", "What a later read should wait for, to see this."),
+    ("Idempotency-Replayed", "`true` when this is the first answer again."),
+)
+_EVENT: Final = (ID_CONFLICT, ID_EXPIRED, ID_IN_FUTURE, BOOK_FULL, UNSURE)
+_MOVE: Final = (
+    INSUFFICIENT_FUNDS, UNKNOWN_ACCOUNT, ACCOUNT_CLOSED, ACCOUNT_FROZEN, INVALID_AMOUNT, INVALID_ID, OVERFLOW, *_EVENT,
+)  # fmt: skip
+
+
+def api_operations() -> tuple[Operation, ...]:
+    """The calls under /v1, the busiest first."""
+    return (
+        Operation(
+            "POST", "/v1/transfers", "createTransfer", "Move money, or put it on hold",
+            "From an account of the caller to any other. With `hold` the amount is only reserved, until it is posted, "
+            "voided or expires.",
+            transfers.create_transfer, "ledger:write", TransferRequest, Transfer, 201, (_KEY,),
+            (*_MOVE, LIMIT_EXCEEDED, SAME_ACCOUNT), _WRITTEN,
+        ),
+        Operation(
+            "POST", "/v1/transfers/batch", "createTransfers", "Move money many times",
+            "Up to 10,000 transfers, answered in order, each for itself unless `linked` ties it to the next: "
+            "such a chain "
+            "happens whole or not at all, within one shard. As an Arrow stream the columns have the names of the "
+            "fields; "
+            "`id` may be fixed_size_binary(16), accounts uint64, metadata JSON text; nulls stand for what is left out; "
+            "buffers are not compressed. Arrow in gets Arrow out: `id`, `status`, `type`.",
+            batch.create_batch, "ledger:write", BatchRequest, BatchAnswer, 200, (_KEY,), (INVALID_ID,), _WRITTEN,
+            ("application/json", batch.ARROW),
+        ),
+        Operation(
+            "GET", "/v1/transfers/{id}", "getTransfer", "What became of a transfer",
+            "As of the journal's end when the request comes, so whoever was told `unsure` learns the outcome here.",
+            transfers.get_transfer, "ledger:read", None, Transfer, 200, (_TRANSFER, _POSITION),
+            (UNKNOWN_TRANSFER, NOT_CAUGHT_UP, UNSURE),
+        ),
+        Operation(
+            "POST", "/v1/transfers/{id}/post", "postTransfer", "Post a hold",
+            "By the payer's owner, once, in whole or in part; the rest is available again.",
+            transfers.post_transfer, "ledger:write", PostRequest, Transfer, 200, (_TRANSFER, _KEY),
+            (UNKNOWN_TRANSFER, NOT_HELD, HOLD_EXPIRED, EXCEEDS_HOLD, ACCOUNT_CLOSED, ACCOUNT_FROZEN, INVALID_AMOUNT,
+             OVERFLOW, NOT_CAUGHT_UP, *_EVENT), _WRITTEN,
+        ),
+        Operation(
+            "POST", "/v1/transfers/{id}/void", "voidTransfer", "Give a hold up", "By the payer's owner.",
+            transfers.void_transfer, "ledger:write", VoidRequest, Transfer, 200, (_TRANSFER, _KEY),
+            (UNKNOWN_TRANSFER, NOT_HELD, HOLD_EXPIRED, NOT_CAUGHT_UP, *_EVENT), _WRITTEN,
+        ),
+        Operation(
+            "POST", "/v1/transfers/{id}/refunds", "refundTransfer", "Give money back",
+            "By the payee's owner, within 90 days; all refunds of a transfer together stay within its amount.",
+            transfers.refund_transfer, "ledger:write", RefundRequest, Transfer, 201, (_TRANSFER, _KEY),
+            (UNKNOWN_TRANSFER, NOT_REFUNDABLE, EXCEEDS_ORIGINAL, REFUND_EXPIRED, NOT_CAUGHT_UP, *_MOVE), _WRITTEN,
+        ),
+        Operation(
+            "POST", "/v1/deposits", "createDeposit", "Bring money into the book", "To any account.",
+            transfers.create_deposit, "ledger:fund", DepositRequest, Transfer, 201, (_KEY,), _MOVE, _WRITTEN,
+        ),
+        Operation(
+            "POST", "/v1/withdrawals", "createWithdrawal", "Take money out of the book", "From any account.",
+            transfers.create_withdrawal, "ledger:fund", WithdrawalRequest, Transfer, 201, (_KEY,), _MOVE, _WRITTEN,
+        ),
+        Operation(
+            "POST", "/v1/accounts", "openAccount", "Open an account",
+            "For the caller; an operator may name another `sub`. Limits given here hold at once.",
+            accounts.open_account, "ledger:write", OpenRequest, Account, 201, (_KEY,),
+            (INVALID_TAX_ID, INVALID_LIMIT, INVALID_ID, ACCOUNT_EXISTS, *_EVENT),
+            (*_WRITTEN, ("Location", "Where the account is.")),
+        ),
+        Operation(
+            "GET", "/v1/accounts", "listAccounts", "The caller's accounts", "In order of their ids.",
+            accounts.list_accounts, "ledger:read", None, AccountPage, 200,
+            (Parameter("sub", "query", "Whose accounts; for operators.", {"type": "string"}), _CURSOR, _LIMIT, _POSITION),
+            (NOT_CAUGHT_UP,),
+        ),
+        Operation(
+            "GET", "/v1/accounts/{id}", "getAccount", "An account",
+            "Its balance, the limits in force, and the raises that wait for their time.",
+            accounts.get_account, "ledger:read", None, Account, 200, (_ACCOUNT, _POSITION),
+            (UNKNOWN_ACCOUNT, NOT_CAUGHT_UP),
+        ),
+        Operation(
+            "PATCH", "/v1/accounts/{id}", "changeAccount", "Change its status or its limits",
+            "An owner may close an empty account and change limits: a cut holds at once, a raise after a delay. "
+            "Operators freeze accounts and open them again.",
+            accounts.change_account, "ledger:write", ChangeRequest, Account, 200, (_ACCOUNT, _KEY),
+            (UNKNOWN_ACCOUNT, ACCOUNT_NOT_EMPTY, ACCOUNT_CLOSED, INVALID_LIMIT, *_EVENT), _WRITTEN,
+        ),
+        Operation(
+            "GET", "/v1/accounts/{id}/balance", "getBalance", "A balance",
+            "Now, from the account's owner itself; with `at`, as it was at any past instant.",
+            accounts.get_balance, "ledger:read", None, BalanceAnswer, 200,
+            (_ACCOUNT, Parameter("at", "query", "A past instant.", _TIME), _POSITION), (UNKNOWN_ACCOUNT, NOT_CAUGHT_UP),
+        ),
+        Operation(
+            "GET", "/v1/accounts/{id}/entries", "listEntries", "An account's movements", "Newest first.",
+            accounts.list_entries, "ledger:read", None, EntryPage, 200,
+            (_ACCOUNT, Parameter("from", "query", "The earliest instant.", _TIME),
+             Parameter("to", "query", "The instant before which they lie.", _TIME), _CURSOR, _LIMIT, _POSITION),
+            (UNKNOWN_ACCOUNT, NOT_CAUGHT_UP),
+        ),
+    )  # fmt: skip
