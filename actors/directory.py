@@ -1,0 +1,97 @@
+"""The directory of shards: a named Ray actor that says where each partition's shard listens.
+
+It keeps nothing on disk: after a restart of its own it is empty until the shards, who register every second, have told
+it again. An older epoch never replaces a newer one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final, NamedTuple
+
+import ray
+from ray.actor import ActorHandle
+
+from actors.transport import Address, Locate
+
+NAMESPACE: Final = "razao"
+NAME: Final = "directory"
+
+
+class Registration(NamedTuple):
+    """What a shard tells."""
+
+    partition: int
+    host: str
+    port: int
+    pid: int
+    epoch: int
+
+
+class ShardTable:
+    """The newest registration of each partition."""
+
+    def __init__(self) -> None:
+        self.shards: dict[int, Registration] = {}
+
+    def register(self, registration: Registration) -> None:
+        """Take a shard's word, unless a newer shard has spoken."""
+        known = self.shards.get(registration.partition)
+        if known is None or registration.epoch >= known.epoch:
+            self.shards[registration.partition] = registration
+
+
+class Directory:
+    """The actor's class; `start_directory` makes it."""
+
+    def __init__(self) -> None:
+        self._table = ShardTable()
+
+    def __repr__(self) -> str:
+        return f"Directory({len(self._table.shards)} shards)"
+
+    async def register(self, partition: int, host: str, port: int, pid: int, epoch: int) -> None:
+        """See `ShardTable.register`."""
+        self._table.register(Registration(partition, host, port, pid, epoch))
+
+    async def shards(self) -> dict[int, tuple[str, int, int, int]]:
+        """Partition → host, port, pid, epoch."""
+        return {partition: tuple(found)[1:] for partition, found in self._table.shards.items()}  # type: ignore[misc]
+
+
+def start_directory() -> ActorHandle[Any]:
+    """The directory of this cluster, made if need be; it outlives its maker."""
+    options = {
+        "name": NAME,
+        "namespace": NAMESPACE,
+        "lifetime": "detached",
+        "get_if_exists": True,
+        "max_restarts": -1,
+        "max_task_retries": -1,
+        "num_cpus": 0,
+        "max_concurrency": 1_000,
+    }
+    return ray.remote(Directory).options(**options).remote()  # type: ignore[no-any-return]
+
+
+def locate_by(handle: ActorHandle[Any] | None = None, *, timeout_s: float = 2.0) -> Locate:
+    """Ask the directory. Without a handle it is looked up by name, again after each failure."""
+    found = handle
+
+    async def locate(partition: int) -> Address | None:
+        nonlocal found
+        try:
+            if found is None:
+                found = await asyncio.get_running_loop().run_in_executor(None, _find)
+            shards = await asyncio.wait_for(asyncio.wrap_future(found.shards.remote().future()), timeout_s)
+        except (ray.exceptions.RayError, ValueError, TimeoutError) as error:
+            found = handle
+            raise ConnectionError(f"the directory does not answer: {error}") from error
+        where = shards.get(partition)
+        return None if where is None else Address(where[0], where[1], where[3])
+
+    return locate
+
+
+def _find() -> ActorHandle[Any]:
+    return ray.get_actor(NAME, namespace=NAMESPACE)

@@ -1,0 +1,122 @@
+"""The shard's protocol by Ray actor calls: for jobs and tools that have no stream, and to compare with.
+
+A frame is an argument, the answering frame is the result. Rows that are in flight are asked for by a second call with the
+same ids, which waits: so nothing needs to be kept on the shard's side between calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+import numpy as np
+import ray
+from ray.actor import ActorHandle
+
+from actors import frames
+from actors.directory import NAMESPACE
+from actors.frames import FrameType, Malformed
+from actors.transport import Link, Receiver, Unreachable
+from storage.events import Code
+
+_LOST: Final = (ray.exceptions.RayError, TimeoutError)
+
+
+def actor_name(partition: int) -> str:
+    """The name of a partition's shard actor."""
+    return f"shard-{partition:03d}"
+
+
+class RayTransport:
+    """Links to the named shard actors of this cluster. A lost call may have been executed: the client retries its ids."""
+
+    def __init__(self, partitions: int, *, timeout_s: float = 5.0) -> None:
+        self._partitions = partitions
+        self._timeout_s = timeout_s
+
+    async def connect(self, partition: int, receiver: Receiver, epoch: int) -> Link:
+        """See `Transport`."""
+        try:
+            handle = await asyncio.get_running_loop().run_in_executor(None, _find, partition)
+            found = await asyncio.wait_for(_result(handle.hello.remote()), self._timeout_s)
+        except (*_LOST, ValueError) as error:
+            raise Unreachable(f"partition {partition}: {error}") from error
+        if found is None or found["partitions"] != self._partitions or found["epoch"] < epoch:
+            raise Unreachable(f"partition {partition} is served by {found}")
+        return _CallLink(partition, found["epoch"], handle, receiver)
+
+    async def moved(self, link: Link) -> bool:
+        """See `Transport`."""
+        try:
+            handle = await asyncio.get_running_loop().run_in_executor(None, _find, link.partition)
+            found = await asyncio.wait_for(_result(handle.hello.remote()), self._timeout_s)
+        except (*_LOST, ValueError):
+            return False
+        return found is not None and found["epoch"] > link.epoch
+
+
+class _CallLink:
+    """Calls to one actor, as long as it keeps its epoch."""
+
+    def __init__(self, partition: int, epoch: int, handle: ActorHandle[Any], receiver: Receiver) -> None:
+        self.partition = partition
+        self.epoch = epoch
+        self._handle = handle
+        self._receiver: Receiver | None = receiver
+        self._calls: set[asyncio.Task[None]] = set()
+
+    def send(self, data: bytes) -> None:
+        """See `Link`."""
+        call = asyncio.get_running_loop().create_task(self._call(data))
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+
+    def close(self) -> None:
+        """See `Link`."""
+        self._receiver = None
+        for call in self._calls:
+            call.cancel()
+
+    async def _call(self, data: bytes) -> None:
+        try:
+            kind, request, payload = await self._exchange(data, whole=False)
+            in_flight = self._in_flight(kind, payload)
+            self._deliver(kind, request, payload)
+            if len(in_flight):
+                await self._finish(data, request, in_flight)
+        except (*_LOST, Malformed):
+            receiver, self._receiver = self._receiver, None
+            if receiver is not None:
+                receiver.lost(self)
+
+    async def _finish(self, data: bytes, request: int, in_flight: frames.Array) -> None:
+        """Ask again for the rows in flight; this answer comes when the other shards have decided."""
+        _, _, payload = frames.split(data)
+        rows, _ = frames.decode_events(FrameType.APPLY, payload)
+        again = frames.encode_events(FrameType.APPLY, request, [rows[in_flight].tobytes()], None)
+        _, _, answer = await self._exchange(again, whole=True)
+        found = frames.decode_answer(FrameType.RESULTS, answer)
+        later = frames.encode_answer(FrameType.LATER, request, found.rows, found.positions, in_flight)
+        self._deliver(*frames.split(later))
+
+    async def _exchange(self, data: bytes, *, whole: bool) -> tuple[FrameType, int, bytearray]:
+        answer = await _result(self._handle.exchange.remote(data, self.epoch, whole))
+        return frames.split(answer)
+
+    def _deliver(self, kind: FrameType, request: int, payload: bytearray) -> None:
+        if self._receiver is not None:
+            self._receiver.received(self, kind, request, payload)
+
+    def _in_flight(self, kind: FrameType, payload: bytearray) -> frames.Array:
+        if kind is not FrameType.RESULTS:
+            return np.zeros(0, np.int64)
+        return np.flatnonzero(frames.decode_answer(kind, payload).rows["code"] == Code.IN_FLIGHT)
+
+
+def _find(partition: int) -> ActorHandle[Any]:
+    return ray.get_actor(actor_name(partition), namespace=NAMESPACE)
+
+
+async def _result(reference: Any) -> Any:
+    """A call's result without blocking the loop."""
+    return await asyncio.wrap_future(reference.future())

@@ -1,0 +1,671 @@
+"""What a Serve replica (and a shard, for its credit legs) holds: account → shard, and one batch per shard at a time.
+
+Calls gather in a channel while the batch before them is on its way; no timers. A lost link is made again with what the
+directory says then, and the same ids are sent again until each call's deadline. A call that was sent never raises: rows
+whose outcome could not be learnt in time are `Code.UNSURE`, and repeating their ids is safe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import struct
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from actors import frames
+from actors.frames import Array, FrameType, Malformed, Notes
+from actors.transport import Link, Transport, Unreachable
+from storage.events import ACCOUNT, RESULT, SLOTS, Code, Flag, Kind
+
+NEVER: Final = float("inf")
+"""A deadline that does not come."""
+
+_LARGE: Final = frames.ROWS_MAX // 2
+_NOTE_BYTES: Final = 1 << 20
+_WINDOW: Final = 3
+_TICK_S: Final = 0.02
+_STALL_S: Final = 0.5
+_BACKOFF_S: Final = (0.01, 0.5)
+_INTERNAL: Final = (Kind.EXPIRE, Kind.CREDIT_LEG, Kind.SETTLE, Kind.REVERT)
+
+
+class ShardUnavailable(Exception):  # noqa: N818
+    """A read could not be answered before its deadline."""
+
+
+class Outcome(NamedTuple):
+    """`results`: (n,) RESULT in the order of the rows. `positions`: partition → journal offset to wait for before a
+    read that must see these rows."""
+
+    results: Array
+    positions: dict[int, int]
+
+
+class States(NamedTuple):
+    """`states`: (n,) ACCOUNT. `positions`: partition → the last journal offset that they reflect."""
+
+    states: Array
+    positions: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardStats:
+    """How one shard is doing."""
+
+    partition: int
+    name: str
+    pid: int
+    host: str
+    epoch: int
+    offset: int  # that the next record will get
+    accounts: int
+    transfers: int
+    ids: int
+    holds: int
+    in_flight: int
+    transit: int  # balance of the transit account, centavos
+    queue_rows: int
+    outbox_rows: int
+    stuck_legs: int  # credit legs refused as too old: an operator must look
+    groups: int
+    rows: int
+    last_append_ms: float
+    lease_ms: float  # what is left of it
+
+
+class _Call:
+    """One caller's rows, ids or question, and where the answers go. Parts of it may go to several shards."""
+
+    __slots__ = ("answers", "deadline", "dtype", "future", "positions", "size", "waiting")
+
+    def __init__(self, future: asyncio.Future[Any], deadline: float, size: int, dtype: np.dtype[Any] | None) -> None:
+        self.future = future
+        self.deadline = deadline
+        self.size = size
+        self.dtype = dtype  # RESULT for events; they end as UNSURE where others end with ShardUnavailable
+        self.positions: dict[int, int] = {}
+        self.answers: Array | None = None  # made only when the answers do not come all at once
+        self.waiting = 1  # parts
+
+    def collect(self) -> Array:
+        """The answers so far; rows without one are UNSURE."""
+        if self.answers is None:
+            self.answers = np.zeros(self.size, self.dtype)
+            self.answers["code"] = Code.UNSURE
+        return self.answers
+
+    def part_done(self, part: _Part, rows: Any, positions: dict[int, int]) -> None:
+        """All rows of one part are final."""
+        if self.future.done():  # cancelled, or past its deadline
+            return
+        if self.answers is None and self.waiting == 1:
+            self.future.set_result((rows, positions))
+            return
+        answers = self.collect()
+        answers[slice(None) if part.places is None else part.places] = rows
+        merge_positions(self.positions, positions)
+        self.waiting -= 1
+        if self.waiting == 0:
+            self.future.set_result((answers, self.positions))
+
+    def part_later(self, part: _Part, rows: Array) -> None:
+        """Some rows of a part are final, the IN_FLIGHT ones are not: keep what is, in case the deadline comes."""
+        final = rows["code"] != Code.IN_FLIGHT
+        places = np.arange(part.count) if part.places is None else part.places
+        self.collect()[places[final]] = rows[final]
+
+    def expire(self) -> None:
+        """The deadline has come."""
+        if self.future.done():
+            return
+        if self.dtype is RESULT:
+            self.future.set_result((self.collect(), self.positions))
+        else:
+            self.future.set_exception(ShardUnavailable("no answer before the deadline"))
+
+
+class _Part:
+    """What one shard gets of a call."""
+
+    __slots__ = ("call", "count", "data", "note_bytes", "notes", "pending", "places", "start")
+
+    def __init__(self, call: _Call, data: bytes, count: int, notes: Notes | None, places: Array | None) -> None:
+        self.call = call
+        self.data = data
+        self.count = count
+        self.notes = notes
+        self.note_bytes = 0 if notes is None else sum(map(len, filter(None, notes)))
+        self.places = places  # its rows' numbers in the call; None = all of them
+        self.start = 0  # its first row's number in the batch that carries it
+        self.pending = 0  # rows that the batch's answer left IN_FLIGHT
+
+
+class _Channel:
+    """Parts of one type of request to one shard: a batch on its way, the next one gathering."""
+
+    __slots__ = ("busy", "kind", "pumping", "queue", "rows")
+
+    def __init__(self, kind: FrameType) -> None:
+        self.kind = kind
+        self.queue: deque[_Part] = deque()
+        self.rows = 0  # queued
+        self.busy = 0  # frames that were not answered yet
+        self.pumping = False
+
+    def ready(self) -> bool:
+        """One batch at a time; a full one need not wait for the one before it."""
+        return bool(self.queue) and (self.busy == 0 or (self.busy < _WINDOW and self.rows >= _LARGE))
+
+    def take(self) -> list[_Part]:
+        """The next batch's parts, without those whose callers have gone."""
+        parts: list[_Part] = []
+        rows = note_bytes = 0
+        while self.queue:
+            part = self.queue[0]
+            if part.call.future.done():
+                self.queue.popleft()
+                self.rows -= part.count
+                continue
+            rows += part.count
+            note_bytes += part.note_bytes
+            if parts and (rows > frames.ROWS_MAX or note_bytes > _NOTE_BYTES):
+                break
+            self.queue.popleft()
+            self.rows -= part.count
+            part.start = rows - part.count
+            parts.append(part)
+        return parts
+
+    def put_back(self, parts: list[_Part]) -> None:
+        """Before all others, in their order: they are sent again."""
+        self.queue.extendleft(reversed(parts))
+        self.rows += sum(part.count for part in parts)
+
+
+class _Batch:
+    """Parts that travelled in one frame."""
+
+    __slots__ = ("channel", "parts", "positions", "rows", "since", "starts")
+
+    def __init__(self, channel: _Channel, parts: list[_Part], since: float) -> None:
+        self.channel = channel
+        self.parts = parts
+        self.since = since
+        self.rows: Array | None = None  # the first answer, when it left rows IN_FLIGHT
+        self.positions: dict[int, int] = {}
+        self.starts: Array | None = None
+
+    @property
+    def count(self) -> int:
+        """Rows in the frame."""
+        last = self.parts[-1]
+        return last.start + last.count
+
+
+class _Lane:
+    """Everything between this process and one shard."""
+
+    def __init__(self, client: ShardClient, partition: int) -> None:
+        self.partition = partition
+        self.epoch = 0  # newest seen; an older shard is not spoken to
+        self.events = _Channel(client.events)
+        self.reads = _Channel(FrameType.READ)
+        self.questions = _Channel(FrameType.STATS)
+        self.sent: dict[int, _Batch] = {}
+        self._client = client
+        self._link: Link | None = None
+        self._lost_link: Link | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._checking: asyncio.Task[None] | None = None
+        self._checked = 0.0
+        self._connected = -NEVER
+        self._request = 0
+
+    @property
+    def channels(self) -> tuple[_Channel, ...]:
+        """Each type of request gathers by itself."""
+        return self.events, self.reads, self.questions
+
+    def put(self, channel: _Channel, part: _Part) -> None:
+        """Queue a part; what comes within the same turn of the loop travels together."""
+        channel.queue.append(part)
+        channel.rows += part.count
+        if not channel.pumping:
+            channel.pumping = True
+            self._client.loop.call_soon(self._pump, channel)
+
+    def _pump(self, channel: _Channel) -> None:
+        channel.pumping = False
+        if self._link is None:
+            if channel.queue:
+                self._connect()
+            return
+        while channel.ready():
+            parts = channel.take()
+            if not parts:
+                return
+            self._request += 1
+            self.sent[self._request] = _Batch(channel, parts, self._client.clock())
+            channel.busy += 1
+            self._link.send(_encode(channel.kind, self._request, parts))
+            if self._link is None:
+                return
+
+    def received(self, link: Link, kind: FrameType, request: int, payload: bytearray) -> None:
+        """See `Receiver`."""
+        batch = self.sent.get(request)
+        if link is not self._link or batch is None:
+            return
+        if kind is FrameType.LATER:
+            self._later(request, batch, frames.decode_answer(kind, payload))
+            return
+        if batch.rows is not None:
+            return  # answered before: a network may deliver twice
+        if kind is FrameType.STATS_ANSWER:
+            stats = json.loads(payload)
+            del self.sent[request]
+            for part in batch.parts:
+                part.call.part_done(part, stats, {})
+        else:
+            answer = frames.decode_answer(kind, payload)
+            if len(answer.rows) != batch.count:
+                raise Malformed("another number of rows than asked")
+            self._answered(request, batch, answer)
+        batch.channel.busy -= 1
+        self._pump(batch.channel)
+
+    def _answered(self, request: int, batch: _Batch, answer: frames.Answer) -> None:
+        rows, positions = answer.rows, answer.positions
+        open_rows = rows["code"] == Code.IN_FLIGHT if batch.channel is self.events else None
+        if open_rows is None or not open_rows.any():
+            del self.sent[request]
+            for part in batch.parts:
+                part.call.part_done(part, rows[part.start : part.start + part.count], positions)
+            return
+        batch.rows, batch.positions = rows, positions
+        batch.starts = np.array([part.start for part in batch.parts])
+        for part in batch.parts:
+            end = part.start + part.count
+            part.pending = int(np.count_nonzero(open_rows[part.start : end]))
+            if part.pending:
+                part.call.part_later(part, rows[part.start : end])
+            else:
+                part.call.part_done(part, rows[part.start : end], positions)
+
+    def _later(self, request: int, batch: _Batch, later: frames.Answer) -> None:
+        if batch.rows is None or batch.starts is None or later.indices is None:
+            raise Malformed("later than what?")
+        indices = later.indices
+        if len(indices) == 0 or int(indices.max()) >= len(batch.rows):
+            raise Malformed("rows that were not asked")
+        fresh = batch.rows["code"][indices] == Code.IN_FLIGHT
+        indices = indices[fresh]
+        batch.rows[indices] = later.rows[fresh]
+        batch.positions = dict(batch.positions)
+        merge_positions(batch.positions, later.positions)
+        owners, counts = np.unique(np.searchsorted(batch.starts, indices, side="right") - 1, return_counts=True)
+        for owner, count in zip(owners.tolist(), counts.tolist(), strict=True):
+            part = batch.parts[owner]
+            part.pending -= count
+            rows = batch.rows[part.start : part.start + part.count]
+            if part.pending == 0:
+                part.call.part_done(part, rows, batch.positions)
+            else:
+                part.call.part_later(part, rows)
+        if not any(part.pending for part in batch.parts):
+            del self.sent[request]
+
+    def lost(self, link: Link) -> None:
+        """See `Receiver`: everything unanswered is sent again on the next link."""
+        self._lost_link = link
+        if link is not self._link:
+            return
+        self._link = None
+        batches, self.sent = self.sent, {}
+        for channel in self.channels:
+            parts = [part for batch in batches.values() if batch.channel is channel for part in batch.parts]
+            channel.put_back([part for part in parts if not part.call.future.done()])
+            channel.busy = 0
+        if any(channel.queue for channel in self.channels):
+            self._connect()
+
+    def _connect(self) -> None:
+        if self._connecting is None and not self._client.closed:
+            self._connecting = self._client.loop.create_task(self._keep_connecting())
+
+    async def _keep_connecting(self) -> None:
+        delay_s, most_s = _BACKOFF_S
+        try:
+            if self._client.clock() - self._connected < most_s:
+                await asyncio.sleep(delay_s)  # it was lost at once: do not spin
+            while self._link is None and any(channel.queue for channel in self.channels):
+                try:
+                    link = await self._client.transport.connect(self.partition, self, self.epoch)
+                except Unreachable:
+                    await asyncio.sleep(delay_s * self._client.random.uniform(0.5, 1.0))
+                    delay_s = min(2 * delay_s, most_s)
+                    continue
+                if link is not self._lost_link:
+                    self.epoch = max(self.epoch, link.epoch)
+                    self._link = link
+                    self._connected = self._client.clock()
+        finally:
+            self._connecting = None
+        for channel in self.channels:
+            self._pump(channel)
+
+    def tick(self, now: float) -> None:
+        """End the calls whose deadline has come; look for a new shard when this one has gone silent."""
+        for channel in self.channels:
+            for part in channel.queue:
+                if part.call.deadline <= now:
+                    part.call.expire()
+            while channel.queue and channel.queue[0].call.future.done():
+                channel.rows -= channel.queue.popleft().count
+        oldest = now
+        for batch in self.sent.values():
+            oldest = min(oldest, batch.since)
+            for part in batch.parts:
+                if part.call.deadline <= now:
+                    part.call.expire()
+        if now - oldest > _STALL_S and now - self._checked > _STALL_S and self._checking is None:
+            self._checked = now
+            self._checking = self._client.loop.create_task(self._check())
+
+    async def _check(self) -> None:
+        """A stopped process keeps its streams open, so silence alone must send us to the directory again."""
+        try:
+            link = self._link
+            if link is not None and await self._client.transport.moved(link) and link is self._link:
+                link.close()
+                self.lost(link)
+        finally:
+            self._checking = None
+
+    def idle(self) -> bool:
+        """Nothing to watch."""
+        return not self.sent and not any(channel.queue for channel in self.channels)
+
+    async def close(self) -> None:
+        """Give up: what is unanswered stays so."""
+        for task in (self._connecting, self._checking):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        if self._link is not None:
+            self._link.close()
+        batches, self.sent = self.sent, {}
+        queued = [part for channel in self.channels for part in channel.queue]
+        for part in [*queued, *(part for batch in batches.values() for part in batch.parts)]:
+            part.call.expire()
+
+
+class ShardClient:
+    """Applies events to the accounts' shards and reads accounts from them. One per process and event loop.
+
+    Deadlines are moments of `clock` (`time.monotonic` unless given), seconds.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        partitions: int,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        queue_rows_max: int = 65_536,
+        seed: random.Random | None = None,
+        events: FrameType = FrameType.APPLY,
+    ) -> None:
+        self.transport = transport
+        self.partitions = partitions
+        self.clock = clock
+        self.random = seed or random.Random()  # noqa: S311 - spreads reconnections, guards nothing
+        self.events = events
+        self.closed = False
+        self._queue_rows_max = queue_rows_max
+        self._lanes = [_Lane(self, partition) for partition in range(partitions)]
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ticking: asyncio.TimerHandle | None = None
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop that this client lives on."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return self._loop
+
+    async def apply(self, rows: Array, notes: Notes | None, deadline: float) -> Outcome:
+        """Apply `rows`: (n,) EVENT of any mix of shards, `notes` one per row or None. Never raises for what was sent.
+
+        Rows unknown at the deadline are UNSURE, rows that found the queue full OVERLOADED (they were not applied).
+        A chain of linked rows must lie on one shard and end within `rows`, else its rows are NOT_LINKABLE.
+
+        Raises:
+            ValueError: an internal kind of event, or notes of another number than rows.
+        """
+        if notes is not None and len(notes) != len(rows):
+            raise ValueError("one note a row")
+        if len(rows) == 1:
+            call = self._apply_one(rows, notes, deadline)
+        else:
+            call = self._apply_many(rows, notes, deadline)
+        return Outcome(*await call.future)
+
+    async def read(self, ids: Array, actors: Array, deadline: float) -> States:
+        """The accounts `ids`: (n,) u64, read on behalf of `actors`: (n,) u64 (0 = may read all).
+
+        Raises:
+            ShardUnavailable: a shard did not answer before the deadline.
+        """
+        pairs = np.empty((len(ids), 2), np.uint64)
+        pairs[:, 0], pairs[:, 1] = ids, actors
+        homes = (pairs[:, 0] % np.uint64(SLOTS)) % np.uint64(self.partitions)
+        call = self._call(deadline, len(ids), ACCOUNT)
+        parts = []
+        for partition in np.unique(homes).tolist():
+            places = np.flatnonzero(homes == partition)
+            for start in range(0, len(places), frames.ROWS_MAX):
+                some = places[start : start + frames.ROWS_MAX]
+                parts.append((partition, _Part(call, pairs[some].tobytes(), len(some), None, some)))
+        self._put(call, parts, "reads")
+        return States(*await call.future)
+
+    async def heads(self, deadline: float) -> dict[int, int]:
+        """Per partition the offset that its next record will get, after everything received before is durable.
+
+        Raises:
+            ShardUnavailable: a shard did not answer before the deadline.
+        """
+        calls = []
+        for partition in range(self.partitions):
+            call = self._call(deadline, 0, ACCOUNT)
+            self._put(call, [(partition, _Part(call, b"", 0, None, None))], "reads")
+            calls.append(call.future)
+        heads: dict[int, int] = {}
+        for answer in await asyncio.gather(*calls):
+            merge_positions(heads, answer[1])
+        return {partition: offset + 1 for partition, offset in heads.items()}
+
+    async def stats(self, deadline: float) -> list[ShardStats]:
+        """How each shard is doing.
+
+        Raises:
+            ShardUnavailable: a shard did not answer before the deadline.
+        """
+        calls = []
+        for partition in range(self.partitions):
+            call = self._call(deadline, 0, None)
+            self._put(call, [(partition, _Part(call, b"", 0, None, None))], "questions")
+            calls.append(call.future)
+        known = {field.name for field in fields(ShardStats)}
+        return [
+            ShardStats(**{name: value for name, value in answer[0].items() if name in known})
+            for answer in await asyncio.gather(*calls)
+        ]
+
+    def legs(self, partition: int, rows: Array) -> asyncio.Future[tuple[Array, dict[int, int]]]:
+        """Send credit legs until they are answered, however long that takes: (n,) RESULT and the positions."""
+        call = self._call(NEVER, len(rows), RESULT)
+        self._put(call, [(partition, _Part(call, rows.tobytes(), len(rows), None, None))], "events")
+        return call.future
+
+    async def close(self) -> None:
+        """Give up all links; calls still waiting end as at their deadline."""
+        self.closed = True
+        if self._ticking is not None:
+            self._ticking.cancel()
+        for lane in self._lanes:
+            await lane.close()
+
+    def _apply_one(self, rows: Array, notes: Notes | None, deadline: float) -> _Call:
+        data = rows.tobytes()
+        debit, credit, kind, flags = _ROUTE.unpack(data)
+        if kind in _INTERNAL:
+            raise ValueError("an internal kind of event")
+        call = self._call(deadline, 1, RESULT)
+        account = credit if kind == Kind.DEPOSIT else debit
+        lane = self._lanes[(account % SLOTS) % self.partitions]
+        if flags & Flag.LINKED:
+            _refuse(call, Code.NOT_LINKABLE)
+        elif lane.events.rows >= self._queue_rows_max:
+            _refuse(call, Code.OVERLOADED)
+        else:
+            lane.put(lane.events, _Part(call, data, 1, notes, None))
+        return call
+
+    def _apply_many(self, rows: Array, notes: Notes | None, deadline: float) -> _Call:
+        if bool(np.isin(rows["kind"], _INTERNAL).any()):
+            raise ValueError("an internal kind of event")
+        call = self._call(deadline, len(rows), RESULT)
+        homes = _homes(rows, self.partitions)
+        refused = _unlinkable(rows, homes)
+        if refused is not None:
+            call.collect()["code"][refused] = Code.NOT_LINKABLE
+            homes[refused] = self.partitions  # no shard's
+        parts: list[tuple[int, _Part]] = []
+        for partition in range(self.partitions):
+            places = np.flatnonzero(homes == partition)
+            if len(places) == 0:
+                continue
+            if self._lanes[partition].events.rows + len(places) > self._queue_rows_max + frames.ROWS_MAX:
+                call.collect()["code"][places] = Code.OVERLOADED
+                continue
+            parts.extend((partition, part) for part in _parts(call, rows, notes, places))
+        self._put(call, parts, "events")
+        return call
+
+    def _call(self, deadline: float, size: int, dtype: np.dtype[Any] | None) -> _Call:
+        if self._ticking is None and not self.closed:
+            self._ticking = self.loop.call_later(_TICK_S, self._tick)
+        call = _Call(self.loop.create_future(), deadline, size, dtype)
+        if self.closed:
+            call.expire()
+        return call
+
+    def _put(self, call: _Call, parts: Sequence[tuple[int, _Part]], channel: str) -> None:
+        call.waiting = len(parts)
+        if not parts and not call.future.done():
+            call.future.set_result((call.collect(), {}))
+        for partition, part in parts:
+            lane = self._lanes[partition]
+            lane.put(getattr(lane, channel), part)
+
+    def _tick(self) -> None:
+        """One timer for all deadlines, and only while somebody waits."""
+        now = self.clock()
+        for lane in self._lanes:
+            lane.tick(now)
+        busy = not all(lane.idle() for lane in self._lanes)
+        self._ticking = self.loop.call_later(_TICK_S, self._tick) if busy else None
+
+
+_ROUTE: Final = struct.Struct("<32xQQ48xHH4x")
+
+
+def _refuse(call: _Call, code: Code) -> None:
+    answers = call.collect()
+    answers["code"] = code
+    call.future.set_result((answers, {}))
+
+
+def _homes(rows: Array, partitions: int) -> Array:
+    """The partition that each row goes to: its debit account's, but the payee's for deposits."""
+    account = np.where(rows["kind"] == Kind.DEPOSIT, rows["credit"], rows["debit"])
+    return ((account % np.uint64(SLOTS)) % np.uint64(partitions)).astype(np.int64)
+
+
+def _unlinkable(rows: Array, homes: Array) -> Array | None:
+    """Mask of the rows whose chain spans shards, is left open at the end, or is longer than a batch may be."""
+    linked = (rows["flags"] & Flag.LINKED) != 0
+    if not linked.any():
+        return None
+    first = np.concatenate(([True], ~linked[:-1]))
+    starts = np.flatnonzero(first)
+    lengths = np.diff(starts, append=len(rows))
+    spans = np.minimum.reduceat(homes, starts) != np.maximum.reduceat(homes, starts)
+    refused = spans | (lengths > frames.ROWS_MAX)
+    refused[-1] |= linked[-1]
+    return np.repeat(refused, lengths)
+
+
+def _parts(call: _Call, rows: Array, notes: Notes | None, places: Array) -> list[_Part]:
+    """The rows at `places` cut to frames, chains whole."""
+    whole = len(places) == len(rows)
+    own = rows if whole else rows[places]
+    own_notes = notes if notes is None or whole else [notes[place] for place in places.tolist()]
+    if own_notes is not None and not any(own_notes):
+        own_notes = None
+    if len(own) <= frames.ROWS_MAX and own_notes is None:
+        return [_Part(call, own.tobytes(), len(own), None, None if whole else places)]
+    parts = []
+    for start, end in _cuts(own, own_notes):
+        some = None if own_notes is None else own_notes[start:end]
+        parts.append(_Part(call, own[start:end].tobytes(), end - start, some, places[start:end]))
+    return parts
+
+
+def _cuts(rows: Array, notes: Notes | None) -> list[tuple[int, int]]:
+    """Where to cut so that no piece has too many rows or (chains apart) too many bytes of notes, and no chain is cut."""
+    linked = (rows["flags"] & Flag.LINKED) != 0
+    ends = np.flatnonzero(~linked) + 1  # a piece may end after any row that is not tied to the next
+    sizes = np.zeros(len(rows) + 1, np.int64)
+    if notes is not None:
+        sizes[1:] = np.cumsum([0 if note is None else len(note) for note in notes])
+    cuts: list[tuple[int, int]] = []
+    start = 0
+    while start < len(rows):
+        most = min(start + frames.ROWS_MAX, int(np.searchsorted(sizes, sizes[start] + _NOTE_BYTES, side="right")) - 1)
+        fitting = int(np.searchsorted(ends, most, side="right")) - 1
+        first = int(np.searchsorted(ends, start, side="right"))
+        end = int(ends[max(fitting, first)])
+        cuts.append((start, end))
+        start = end
+    return cuts
+
+
+def _encode(kind: FrameType, request: int, parts: list[_Part]) -> bytes:
+    if kind is FrameType.STATS:
+        return frames.frame(kind, request)
+    data = [part.data for part in parts]
+    if kind is FrameType.READ:
+        return frames.encode_read(request, data)
+    if all(part.notes is None for part in parts):
+        return frames.encode_events(kind, request, data, None)
+    notes: list[bytes | None] = []
+    for part in parts:
+        notes.extend([None] * part.count if part.notes is None else part.notes)
+    return frames.encode_events(kind, request, data, notes)
+
+
+def merge_positions(into: dict[int, int], more: Mapping[int, int]) -> None:
+    """Keep the later offset of each partition."""
+    for partition, offset in more.items():
+        if offset > into.get(partition, -2):
+            into[partition] = offset

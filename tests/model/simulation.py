@@ -1,0 +1,528 @@
+"""A whole ledger in one thread under virtual time: shards, clients, a network and a journal that fail by a seeded die.
+
+The code under test is the real one; only the loop's clock, the journal's storage and the wire are made here. One seed
+is one history, down to the order of callbacks. The journal is a log that anybody may append to (as a broker's is), so
+records of an overtaken writer do land, and only the reading rule makes them void.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import random
+import selectors
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from actors import frames
+from actors.frames import FrameType, Malformed
+from actors.ledger import Capacity
+from actors.recovery import Recovery, Windows
+from actors.shard import Shard, ShardLimits
+from actors.shard_client import ShardClient
+from actors.shard_server import Answers, dispatch
+from actors.transport import Link, Receiver, Unreachable
+from storage.journal import Fenced, JournalError, OutcomeUnknown, Stored
+
+EPOCH_NS: Final = 1_767_225_600 * 10**9  # 2026-01-01
+CHAIN_KEY: Final = b"simulated chain key"
+WINDOWS: Final = Windows()
+CAPACITY: Final = Capacity(accounts=256, ids=1 << 14, holds=1 << 10, in_flight=1 << 10, refunds=1 << 10)
+
+
+class Deadlock(AssertionError):
+    """Everybody waits and no timer is set."""
+
+
+class _NoIo(selectors.SelectSelector):
+    """Instead of waiting, time passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        if timeout is None:
+            raise Deadlock("nothing will ever happen again")
+        self.now += max(timeout, 0.0)
+        return []
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop whose time passes only when nothing is left to do."""
+
+    def __init__(self) -> None:
+        self._no_io = _NoIo()
+        super().__init__(self._no_io)
+
+    def time(self) -> float:
+        return self._no_io.now
+
+
+@dataclass(slots=True)
+class Faults:
+    """How often what goes wrong; probabilities per event unless they say otherwise."""
+
+    append_unknown: float = 0.004
+    lose_link: float = 0.004
+    duplicate: float = 0.01
+    refuse_connection: float = 0.05
+    disorderly_link: float = 0.3
+    crash_every_s: float = 1.5
+    freeze_every_s: float = 4.0
+    clock_jump_every_s: float = 2.0
+
+    def none(self) -> None:
+        """From now on nothing goes wrong."""
+        self.append_unknown = self.lose_link = self.duplicate = self.refuse_connection = self.disorderly_link = 0.0
+
+
+class SimJournal:
+    """Logs in memory. `disturb` makes one landing per call, where a crash, a delay or a lost answer may come between."""
+
+    def __init__(self, partitions: int, die: random.Random, faults: Faults) -> None:
+        self.logs: list[list[Stored]] = [[] for _ in range(partitions)]
+        self._die = die
+        self._faults = faults
+
+    def for_node(self, node: Node) -> NodeJournal:
+        """The journal as one process sees it: through its own freezes."""
+        return NodeJournal(self, node)
+
+    def land(self, partition: int, epoch: int | None, payload: bytes) -> int:
+        """Append; None makes an open record, whose epoch is its own offset."""
+        log = self.logs[partition]
+        offset = len(log)
+        log.append(Stored(offset, offset if epoch is None else epoch, epoch is None, payload))
+        return offset
+
+    async def pause(self) -> None:
+        """The time that a step takes."""
+        await asyncio.sleep(self._die.expovariate(1 / 0.002))
+
+    def roll(self) -> str:
+        """What becomes of one append."""
+        if self._die.random() >= self._faults.append_unknown:
+            return "lands"
+        return self._die.choice(["landed-unknown", "lost-unknown", "late-unknown"])
+
+    def later(self, partition: int, epoch: int, payload: bytes) -> None:
+        """A record that was under way when its writer gave up lands after all."""
+        delay = self._die.expovariate(1 / 0.3)
+        asyncio.get_running_loop().call_later(delay, self.land, partition, epoch, payload)
+
+
+class NodeJournal:
+    """`Journal`, by one process."""
+
+    def __init__(self, shared: SimJournal, node: Node) -> None:
+        self.shared = shared
+        self.node = node
+
+    async def create(self, partitions: int) -> None:
+        assert partitions == len(self.shared.logs)
+
+    async def partitions(self) -> int:
+        return len(self.shared.logs)
+
+    async def open(self, partition: int, payload: bytes) -> SimWriter:
+        await self.shared.pause()
+        epoch = self.shared.land(partition, None, payload)
+        await self.shared.pause()
+        await self.node.thawed()
+        return SimWriter(self, partition, epoch)
+
+    async def head(self, partition: int) -> int:
+        await self.shared.pause()
+        await self.node.thawed()
+        return len(self.shared.logs[partition])
+
+    async def read(self, partition: int, offset: int, until: int | None = None) -> AsyncIterator[Stored]:
+        log = self.shared.logs[partition]
+        for stored in log[offset : len(log) if until is None else until]:
+            if self.shared._die.random() < 0.05:
+                await self.shared.pause()
+            yield stored
+
+    async def close(self) -> None:
+        pass
+
+
+class SimWriter:
+    """`Writer` over a log that does not refuse anybody: it reads the gap when its append got another offset."""
+
+    def __init__(self, journal: NodeJournal, partition: int, epoch: int) -> None:
+        self.partition = partition
+        self.epoch = epoch
+        self._journal = journal
+        self._next = epoch + 1
+
+    async def append(self, payload: bytes) -> int:
+        shared, node = self._journal.shared, self._journal.node
+        await node.thawed()
+        fate = shared.roll()
+        if fate == "late-unknown":
+            shared.later(self.partition, self.epoch, payload)
+        await shared.pause()
+        if fate not in {"lost-unknown", "late-unknown"}:
+            offset = shared.land(self.partition, self.epoch, payload)
+        await shared.pause()
+        await node.thawed()
+        if fate != "lands":
+            raise OutcomeUnknown(fate)
+        gap = shared.logs[self.partition][self._next : offset]
+        if any(stored.is_open for stored in gap):
+            raise Fenced(f"epoch {self.epoch} was overtaken")
+        self._next = offset + 1
+        return offset
+
+    async def confirm(self) -> None:
+        shared = self._journal.shared
+        await shared.pause()
+        newer = any(stored.is_open for stored in shared.logs[self.partition][self.epoch + 1 :])
+        await shared.pause()
+        await self._journal.node.thawed()
+        if newer:
+            raise Fenced(f"epoch {self.epoch} was overtaken")
+
+    async def close(self) -> None:
+        pass
+
+
+class NodeClock:
+    """A process's clocks: the wall's jumps, also backwards; the monotonic one runs a little fast or slow."""
+
+    def __init__(self, die: random.Random) -> None:
+        self._rate = die.uniform(0.99, 1.01)
+        self.skew_s = die.uniform(-0.5, 0.5)
+
+    def wall_ns(self) -> int:
+        return EPOCH_NS + int((asyncio.get_running_loop().time() + self.skew_s) * 1e9)
+
+    def monotonic(self) -> float:
+        return asyncio.get_running_loop().time() * self._rate
+
+
+class Node:
+    """One shard process: it may crash, or stop and go on."""
+
+    def __init__(self, world: World, partition: int, number: int) -> None:
+        self.world = world
+        self.partition = partition
+        self.number = number
+        self.alive = True
+        self.frozen = False
+        self.clock = NodeClock(world.die)
+        self.links: set[SimLink] = set()
+        self._held: list[Callable[[], None]] = []
+        self._thaw: asyncio.Event = asyncio.Event()
+        self._thaw.set()
+        peers = None
+        if world.partitions > 1:
+            transport = SimTransport(world, self)
+            peers = ShardClient(
+                transport,
+                world.partitions,
+                clock=asyncio.get_running_loop().time,
+                seed=world.die,
+                events=FrameType.LEGS,
+            )
+        self.peers = peers
+        recovery = Recovery(
+            partition,
+            world.partitions,
+            journal=world.journal.for_node(self),
+            snapshots=None,
+            chain_key=CHAIN_KEY,
+            name=f"shard-{partition:03d}",
+            windows=WINDOWS,
+            capacity=CAPACITY,
+            identity={"host": "simulation", "pid": number, "start": 0},
+            known_dead=world.known_dead,
+        )
+        self.shard = Shard(recovery, peers, on_fatal=self._died, clock=self.clock, limits=world.limits)
+        self.task = asyncio.get_running_loop().create_task(self._start())
+
+    async def _start(self) -> None:
+        try:
+            await self.shard.start()
+        except JournalError as error:
+            self._died(error)
+            return
+        await self.thawed()
+        if self.alive:
+            self.world.registered(self)
+
+    async def thawed(self) -> None:
+        """Pass when the process is not stopped; a dead one never passes."""
+        while self.frozen:
+            await self._thaw.wait()
+        if not self.alive:
+            await asyncio.Event().wait()
+
+    def when_thawed(self, action: Callable[[], None]) -> None:
+        """Do it now, or when the process goes on."""
+        if self.frozen:
+            self._held.append(action)
+        elif self.alive:
+            action()
+
+    def identity(self) -> dict[str, Any]:
+        """What statistics say of the process."""
+        return {"name": f"shard-{self.partition:03d}", "pid": self.number, "host": "simulation"}
+
+    def freeze(self) -> None:
+        """SIGSTOP."""
+        self.frozen = True
+        self._thaw.clear()
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        self.frozen = False
+        self._thaw.set()
+        held, self._held = self._held, []
+        for action in held:
+            if self.alive:
+                action()
+
+    def crash(self) -> None:
+        """SIGKILL."""
+        if not self.alive:
+            return
+        self.alive = False
+        self.frozen = False
+        self._held.clear()
+        self.task.cancel()
+        self.shard._end()
+        for link in list(self.links):
+            link.break_off()
+        if self.peers is not None:
+            self.world.loop_task(self.peers.close())
+        self.world.node_died(self)
+
+    def _died(self, error: BaseException) -> None:
+        self.world.deaths.append(f"{self.world.now():.3f} node {self.number}: {error!r}")
+        if not isinstance(error, JournalError):
+            self.world.failures.append(error)
+        self.crash()
+
+
+class SimTransport:
+    """`Transport` over the world's network."""
+
+    def __init__(self, world: World, owner: Node | None) -> None:
+        self._world = world
+        self._owner = owner
+
+    async def connect(self, partition: int, receiver: Receiver, epoch: int) -> Link:
+        world = self._world
+        await asyncio.sleep(world.latency())
+        if world.die.random() < world.faults.refuse_connection:
+            raise Unreachable("refused")
+        node = world.directory.get(partition)
+        if node is None or not node.alive:
+            raise Unreachable("nobody there")
+        await node.thawed()
+        if not node.alive or node.shard.epoch < epoch:
+            if node.alive:
+                node.shard.suspect(epoch)
+            raise Unreachable("an old shard")
+        link = SimLink(world, self._owner, node, receiver)
+        node.links.add(link)
+        if self._owner is not None:
+            self._owner.links.add(link)
+        return link
+
+    async def moved(self, link: Link) -> bool:
+        await asyncio.sleep(self._world.latency())
+        node = self._world.directory.get(link.partition)
+        return node is not None and node.shard.epoch > link.epoch
+
+
+class SimLink:
+    """One stream. Disorderly ones reorder and repeat; any may break, and what was under way then may still arrive."""
+
+    def __init__(self, world: World, owner: Node | None, node: Node, receiver: Receiver) -> None:
+        self.partition = node.partition
+        self.epoch = node.shard.epoch
+        self._world = world
+        self._owner = owner
+        self._node = node
+        self._receiver: Receiver | None = receiver
+        self._answers = _LinkAnswers(self)
+        self._disorderly = world.die.random() < world.faults.disorderly_link
+        self._arrival = {"request": 0.0, "answer": 0.0}
+
+    def send(self, data: bytes) -> None:
+        self._carry("request", data, self._request)
+        if self._disorderly and self._world.die.random() < self._world.faults.duplicate:
+            self._carry("request", data, self._request)
+
+    def answer(self, data: bytes) -> None:
+        """From the shard."""
+        if self._node.alive:
+            self._node.when_thawed(lambda: self._carry("answer", data, self._response))
+
+    def close(self) -> None:
+        self._receiver = None
+        self._drop()
+
+    def break_off(self) -> None:
+        """Both ends lose it."""
+        receiver, self._receiver = self._receiver, None
+        self._drop()
+        if receiver is not None:
+            asyncio.get_running_loop().call_later(self._world.latency(), receiver.lost, self)
+
+    def _drop(self) -> None:
+        self._node.links.discard(self)
+        if self._owner is not None:
+            self._owner.links.discard(self)
+
+    def _carry(self, way: str, data: bytes, deliver: Callable[[bytes], None]) -> None:
+        world = self._world
+        if world.die.random() < world.faults.lose_link:
+            self.break_off()
+            if world.die.random() < 0.5:
+                return
+        loop = asyncio.get_running_loop()
+        arrival = loop.time() + world.latency()
+        if not self._disorderly:
+            arrival = self._arrival[way] = max(arrival, self._arrival[way] + 1e-9)
+        loop.call_at(arrival, deliver, data)
+
+    def _request(self, data: bytes) -> None:
+        self._node.when_thawed(lambda: self._serve(data))
+
+    def _serve(self, data: bytes) -> None:
+        kind, request, payload = frames.split(data)
+        dispatch(self._node.shard, self._node.identity, kind, request, payload, self._answers)
+
+    def _response(self, data: bytes) -> None:
+        if self._owner is not None and not self._owner.alive:
+            return
+        if self._owner is not None and self._owner.frozen:
+            self._owner.when_thawed(lambda: self._response(data))
+            return
+        if self._receiver is None:
+            return
+        try:
+            self._receiver.received(self, *frames.split(data))
+        except Malformed:  # an answer's later part came first
+            self.break_off()
+
+
+class _LinkAnswers(Answers):
+    def __init__(self, link: SimLink) -> None:
+        self._link = link
+
+    def write(self, data: bytes) -> None:
+        self._link.answer(data)
+
+
+@dataclass
+class World:
+    """Everything, and the die that decides what happens to it."""
+
+    seed: int
+    partitions: int
+    faults: Faults = field(default_factory=Faults)
+    limits: ShardLimits = field(default_factory=lambda: ShardLimits(wait_s=3.0, tick_s=0.1, overlap_rows=8))
+
+    def __post_init__(self) -> None:
+        self.die = random.Random(self.seed)
+        self.journal = SimJournal(self.partitions, self.die, self.faults)
+        self.directory: dict[int, Node] = {}
+        self.nodes: list[Node] = []
+        self.current: dict[int, Node] = {}
+        self.deaths: list[str] = []
+        self.failures: list[BaseException] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._healing = True
+
+    def now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def latency(self) -> float:
+        """Mostly a millisecond, seldom much more."""
+        return self.die.expovariate(1 / (0.05 if self.die.random() < 0.01 else 0.001))
+
+    def loop_task(self, work: Any) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def start_node(self, partition: int) -> Node:
+        """A new process for the partition, whatever becomes of the old one."""
+        node = Node(self, partition, len(self.nodes))
+        self.nodes.append(node)
+        self.current[partition] = node
+        return node
+
+    def registered(self, node: Node) -> None:
+        """The directory learns of it after a while, and never goes back to an older one."""
+
+        def learn() -> None:
+            known = self.directory.get(node.partition)
+            if node.shard.serving and (known is None or known.shard.epoch <= node.shard.epoch):
+                self.directory[node.partition] = node
+
+        asyncio.get_running_loop().call_later(self.latency(), learn)
+
+    def node_died(self, node: Node) -> None:
+        """The supervisor starts another."""
+        if self._healing and self.current.get(node.partition) is node:
+            delay = self.die.uniform(0.01, 0.3)
+            asyncio.get_running_loop().call_later(delay, self._replace, node)
+
+    def _replace(self, node: Node) -> None:
+        if self._healing and self.current.get(node.partition) is node:
+            self.start_node(node.partition)
+
+    def known_dead(self, identity: dict[str, Any]) -> bool:
+        """What can be found out about a predecessor: a dead one may look alive, never the other way round."""
+        node = self.nodes[identity["pid"]]
+        return not node.alive and self.die.random() < 0.7
+
+    async def disturb(self) -> None:
+        """Crash, stop and replace processes, and move clocks, until cancelled."""
+        events: list[tuple[float, int]] = []
+        rates = (self.faults.crash_every_s, self.faults.freeze_every_s, self.faults.clock_jump_every_s)
+        for kind, every_s in enumerate(rates):
+            heapq.heappush(events, (self.die.expovariate(1 / every_s), kind))
+        while True:
+            when, kind = heapq.heappop(events)
+            await asyncio.sleep(max(0.0, when - self.now()))
+            heapq.heappush(events, (self.now() + self.die.expovariate(1 / rates[kind]), kind))
+            node = self.die.choice(list(self.current.values()))
+            if kind == 0:
+                node.crash()
+            elif kind == 1 and node.alive and not node.frozen:
+                self.loop_task(self._stop_for_a_while(node))
+            else:
+                node.clock.skew_s += self.die.uniform(-1.0, 0.5)
+
+    async def _stop_for_a_while(self, node: Node) -> None:
+        node.freeze()
+        await asyncio.sleep(self.die.uniform(0.0, 0.5))
+        if self.die.random() < 0.7 and self.current.get(node.partition) is node:
+            self.start_node(node.partition)  # a second writer, while the first is only stopped
+            await asyncio.sleep(self.die.uniform(0.0, 2.5))
+        node.thaw()
+
+    async def shut_down(self) -> None:
+        """End every process, cleanly or not."""
+        self._healing = False
+        for node in self.nodes:
+            node.crash()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, *(node.task for node in self.nodes), return_exceptions=True)
+
+
+def run(work: Any) -> Any:
+    """Run a coroutine under virtual time."""
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(work)
