@@ -1285,6 +1285,7 @@ def in_flight(book: Book) -> npt.NDArray[np.void]:
     rows["kind"] = Kind.CREDIT_LEG
     rows["id_hi"] = flying["hi"]
     rows["id_lo"] = flying["lo"]
+    rows["debit"] = flying["debit"]  # for readers of the payee's journal: whose transfer this answers
     rows["credit"] = flying["credit"]
     rows["amount"] = flying["amount"]
     rows["span"] = flying["at"]
