@@ -75,6 +75,7 @@ class DataDirectory:
         self.log = self.root / "log"
         self.keys = self.root / "keys"
         self.postgres = self.root / "postgres"
+        self.ray = self.root / "ray"
         self.shards_file = self.run / "shards.json"
         self._engine_file = self.run / "engine.json"
         self._secrets_file = self.root / "secrets.json"

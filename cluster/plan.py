@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from actors.recovery import Windows
 from cluster.data import DataDirectory, Secrets
 from cluster.settings import Settings
 
@@ -19,9 +20,9 @@ class Plan:
     settings: Settings
     secrets: Secrets
     partitions: int
+    windows: Windows
     dsn: str
     application_port: int  # where replicas listen, or Serve's proxy does
-    ray_address: str
 
     @property
     def data(self) -> DataDirectory:
@@ -50,4 +51,5 @@ class Plan:
         content: dict[str, Any] = json.loads(text)
         content["settings"] = Settings(**content["settings"])
         content["secrets"] = Secrets(**content["secrets"])
+        content["windows"] = Windows(*content["windows"])
         return cls(**content)

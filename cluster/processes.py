@@ -2,7 +2,7 @@
 
 Everything that an engine starts inherits the variable RAZAO_ENGINE with the engine's id; a process's first environment
 can be read in /proc for as long as it lives. So leftovers of a killed engine are found whatever their parent was, and
-nothing of another engine is ever touched.
+nothing of another engine is ever touched. Some of Ray's processes overwrite theirs: `cluster/ray_node.py` knows those.
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cluster.ray_node import RayNode, RayProcess
 
 MARK = "RAZAO_ENGINE"
 
@@ -63,42 +67,44 @@ def owned(engine: str) -> list[int]:
     return sorted(found)
 
 
-def _is_server(command: str, name: str) -> bool:
-    program = command.split(" ", 1)[0]
-    return program.rsplit("/", 1)[-1] == name
+def _program(command: str) -> str:
+    return command.split(" ", 1)[0].rsplit("/", 1)[-1]
 
 
-# Told apart by what they show in `ps`; the first that fits wins. (role, test on the command line)
-_ROLES: list[tuple[str, Callable[[str], bool]]] = [
-    ("raylet", lambda c: _is_server(c, "raylet")),
-    ("gcs", lambda c: _is_server(c, "gcs_server")),
-    ("shard", lambda c: c.startswith(("ray::AccountShard", "ray::shard-"))),
-    ("projector", lambda c: c.startswith(("ray::Projector", "ray::projector"))),
-    ("directory", lambda c: c.startswith(("ray::Directory", "ray::directory"))),
-    ("replica", lambda c: c.startswith("ray::ServeReplica")),
-    ("proxy", lambda c: c.startswith(("ray::ProxyActor", "ray::HAProxyManager"))),
-    ("controller", lambda c: c.startswith("ray::ServeController")),
-    ("gateway", lambda c: _is_server(c, "haproxy") and "gateway" in c),
-    ("proxy", lambda c: _is_server(c, "haproxy")),
-    ("postgres", lambda c: _is_server(c, "postgres") and " -D" in c),
-]
+def listing(engine: str, node: RayNode) -> list[Process]:
+    """The engine's processes that an operator should know, without the supervisor.
 
-
-def classify(command: str) -> str | None:
-    """The role of a command line, or None for helpers that an operator need not know."""
-    return next((role for role, fits in _ROLES if fits(command)), None)
-
-
-def listing(engine: str) -> list[Process]:
-    """The engine's processes that have a role, without the supervisor."""
-    found = []
+    PostgreSQL's and HAProxy's children carry their parents' marks too; only the parents are shown.
+    """
+    found = [_ray_process(process) for process in node.processes()]
+    pids = {process.pid for process in found}
     for pid in owned(engine):
         command = _command(pid)
-        role = classify(command)
-        if role is not None:
-            name = command.split(" ", 1)[0].rsplit("/", 1)[-1].removeprefix("ray::")
-            found.append(Process(pid, role, name))
-    return found
+        role = _SERVERS.get(_program(command))
+        if pid not in pids and role is not None and _SERVERS.get(_program(_command(_parent(pid)))) != role:
+            found.append(Process(pid, role, _program(command)))
+    return sorted(found, key=lambda process: (process.role, process.name, process.pid))
+
+
+_SERVERS = {"postgres": "postgres", "haproxy": "gateway"}
+_ACTORS = {"AccountShard": "shard", "Projector": "projector", "Directory": "directory"}
+
+
+def _ray_process(process: RayProcess) -> Process:
+    """Ray calls them all actors; we know which ones they are."""
+    role = process.role
+    if role == "actor":
+        role = next((ours for prefix, ours in _ACTORS.items() if process.name.startswith(prefix)), role)
+    elif process.name == "haproxy":
+        role = "proxy"
+    return Process(process.pid, role, process.name)
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 def send(pids: Iterable[int], number: signal.Signals) -> None:

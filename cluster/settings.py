@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     token_audience: str = Field("payments", description="`aud` that access tokens must carry.")
     jwks: str | None = Field(None, description="URL or file of the JWKS; default: the embedded key.")
 
-    ray_cpus: float = Field(4, gt=0, description="CPUs that Ray believes it has; actors ask for fractions.")
+    ray_cpus: int = Field(4, ge=1, description="CPUs that Ray believes it has; actors ask for fractions.")
     object_store_mb: int = Field(128, ge=80, description="Ray's object store.")
     dashboard_port: int = Field(0, ge=0, le=65535, description="Port of the Ray dashboard; 0 picks a free one.")
     snapshot_every_records: int = Field(20_000, ge=1, description="Journal records between snapshots.")

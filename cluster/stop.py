@@ -8,6 +8,7 @@ import time
 
 from cluster import processes
 from cluster.data import DataDirectory, EngineError
+from cluster.ray_node import RayNode
 
 _GRACE_S = 90.0
 
@@ -27,7 +28,10 @@ def stop(data: DataDirectory) -> str:
             if time.monotonic() > deadline:
                 raise EngineError(f"the engine (pid {holder}) did not stop within {_GRACE_S:.0f} s")
             time.sleep(0.05)
-    left = processes.end_all(secrets.engine)
+    node = RayNode(data.ray)
+    left = len(node.processes())
+    node.stop()
+    left += processes.end_all(secrets.engine)
     data.retract()
     if holder:
         return f"stopped the engine on {data.root}"

@@ -57,6 +57,7 @@ class Supervisor:
             loop.add_signal_handler(number, self._stopping.set)
         secrets = self.data.make()
         with self.data.lock():
+            await asyncio.to_thread(self._node().stop)
             if left := await asyncio.to_thread(processes.end_all, secrets.engine):
                 self._say(f"ended {left} processes that an earlier engine on {self.data.root} left behind")
             self.data.retract()
@@ -82,31 +83,24 @@ class Supervisor:
         settings = self._settings
         port, tls_port = self._choose_ports()
         postgres_port, application_port = processes.free_ports(2)
-        mark = {processes.MARK: secrets.engine}
+        os.environ[processes.MARK] = secrets.engine  # inherited by whatever is started from here on
 
         ensure_keys(self.data.keys)
-        self._postgres = PostgresServer(self.data.postgres, postgres_port, env=mark)
+        self._postgres = PostgresServer(self.data.postgres, postgres_port)
         await asyncio.to_thread(self._postgres.start, progress=self._say)
-        partitions = await prepare_stores(self._postgres.dsn, settings, secrets, say=self._say)
+        ledger = await prepare_stores(self._postgres.dsn, settings, secrets, say=self._say)
         await self._compile()
 
-        self._ray = RayNode(
-            name=secrets.engine,
-            num_cpus=settings.ray_cpus,
-            object_store_mb=settings.object_store_mb,
-            dashboard_port=settings.dashboard_port,
-            env=mark,
-            log_dir=self.data.log,
-        )
+        self._ray = self._node()
         self._say("starting Ray")
         await asyncio.to_thread(self._ray.start)
         plan = Plan(
             settings=settings,
             secrets=secrets,
-            partitions=partitions,
+            partitions=ledger.partitions,
+            windows=ledger.windows,
             dsn=self._postgres.dsn,
             application_port=application_port,
-            ray_address=self._ray.address,
         )
         await self._deploy(plan)
 
@@ -120,6 +114,15 @@ class Supervisor:
         if on_ready is not None:
             await asyncio.to_thread(on_ready)
         await watching
+
+    def _node(self) -> RayNode:
+        settings = self._settings
+        return RayNode(
+            self.data.ray,
+            cpus=settings.ray_cpus,
+            object_store_bytes=settings.object_store_mb << 20,
+            dashboard_port=settings.dashboard_port,
+        )
 
     def _choose_ports(self) -> tuple[int, int]:
         host, port, tls_port = self._settings.host, self._settings.port, self._settings.tls_port
@@ -142,7 +145,7 @@ class Supervisor:
     async def _deploy(self, plan: Plan) -> None:
         """Create actors and applications by a short-lived driver; they outlive it."""
         assert self._ray is not None  # noqa: S101 - started before
-        environment = {**os.environ, **self._ray.environment}
+        environment = {**os.environ, **self._ray.environment()}
         child = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -178,7 +181,6 @@ class Supervisor:
             secret=secrets.gateway_secret,
             run_dir=self.data.run,
             per_address_rate=settings.per_address_rate,
-            env={processes.MARK: secrets.engine},
         )
 
     def _running(self, plan: Plan, port: int, tls_port: int) -> Running:
@@ -193,7 +195,7 @@ class Supervisor:
             dsn=plan.dsn,
             ray_address=self._ray.address,
             dashboard_url=self._ray.dashboard_url,
-            dashboard_token_file=str(self._ray.token_file),
+            dashboard_token_file=str(self._ray.token_path),
             started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             transport=self._settings.transport,
             ingress=self._settings.ingress,
@@ -221,7 +223,7 @@ class Supervisor:
         if tls_port:
             self._say(f"HTTPS on https://{host}:{tls_port} (certificate: {self.data.root / 'tls'})")
         self._say(f"API description on http://{host}:{port}/docs")
-        self._say(f"Ray dashboard on {self._ray.dashboard_url} (log in with the token in {self._ray.token_file})")
+        self._say(f"Ray dashboard on {self._ray.dashboard_url} (log in with the token in {self._ray.token_path})")
         self._say(f"razao ready on http://{host}:{port}")
 
     async def _watch(self, plan: Plan) -> None:
@@ -237,7 +239,7 @@ class Supervisor:
                 if not self._gateway.is_alive():
                     self._say("the gateway has ended; starting it again")
                     await asyncio.to_thread(self._gateway.start)
-                if not self._ray.is_alive():
+                if not self._ray.running:
                     self._say("Ray has ended; starting it again")
                     await asyncio.to_thread(self._ray.stop)
                     await asyncio.to_thread(self._ray.start)

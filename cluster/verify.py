@@ -1,0 +1,345 @@
+"""`razao verify`: replay the journal from its first record and hold everything else against it.
+
+Checked, in this order: the hash chain and the reading rule (by the reader), every code that the journal has against the
+code that replay gives, the sum over each shard's accounts after every record, the kernel's invariants, every snapshot
+at its own offset, money between shards leg by leg, the balances that live shards answer, and the query store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from actors import ledger
+from actors.projection import compare
+from actors.recovery import Windows
+from actors.shard_client import ShardUnavailable
+from cluster.data import DataDirectory, EngineError
+from cluster.postgres import PostgresError, PostgresServer
+from cluster.processes import free_ports
+from cluster.settings import Settings
+from cluster.shards import shard_client
+from cluster.stores import kept_windows, pool_of
+from storage.events import BALANCE, RESULT, Code, Kind, ResultFlag
+from storage.journal import Corrupt
+from storage.journal.postgres import PostgresJournal
+from storage.query_store import QueryStore
+from storage.record import Reader, Record
+from storage.registry import Registry
+from storage.snapshots import InvalidSnapshot, SnapshotFile, SnapshotStore
+
+_READ_ROWS: Final = 4096
+_READ_S: Final = 10.0
+_CAUGHT_UP_S: Final = 30.0
+_DIFFERENCES_MAX: Final = 100
+_LOOKS: Final = 5
+_LEG: Final = np.dtype([("hi", np.uint64), ("lo", np.uint64), ("amount", np.int64)])
+_NO_LEGS: Final = np.zeros(0, _LEG)
+_COMPARED: Final = ("debits_posted", "credits_posted", "debits_pending", "status")
+
+
+@dataclass(slots=True)
+class Report:
+    """What was checked, and where it differs from the journal."""
+
+    partitions: list[dict[str, int]] = field(default_factory=list)
+    checked: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def differs(self, words: str) -> None:
+        """Note a difference; beyond a hundred they are only a crowd."""
+        if len(self.differences) < _DIFFERENCES_MAX:
+            self.differences.append(words)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "ok": not self.differences,
+            "partitions": self.partitions,
+            "checked": self.checked,
+            "skipped": self.skipped,
+            "differences": self.differences,
+            "seconds": round(self.seconds, 3),
+        }
+
+    def lines(self) -> list[str]:
+        """For people."""
+        found = [
+            f"partition {one['partition']}, up to offset {one['offset']}: {one['records']} records,"
+            f" {one['events']} events, {one['accounts']} accounts, {one['snapshots']} snapshots"
+            for one in self.partitions
+        ]
+        found += [f"checked: {what}" for what in self.checked] + [f"not checked: {what}" for what in self.skipped]
+        found += [f"DIFFERS: {what}" for what in self.differences]
+        found.append("everything agrees with the journal" if not self.differences else "the journal is contradicted")
+        return found
+
+
+class _Replay:
+    """One partition, replayed as far as asked."""
+
+    def __init__(self, journal: PostgresJournal, partition: int, partitions: int, key: bytes, windows: Windows) -> None:
+        self.partition = partition
+        self.book = ledger.new_book(partition, partitions, **windows._asdict())
+        self.reader = Reader(journal, partition, key)
+        self.records = 0
+        self.events = 0
+        self.snapshots = 0
+        self.broken = False
+        self.debits: list[np.ndarray] = [_NO_LEGS]  # of payments to other shards, (n,) _LEG
+        self.returned: list[np.ndarray] = [_NO_LEGS]  # of those, what came back
+        self.credits: list[np.ndarray] = [_NO_LEGS]  # legs of other shards' payments that were taken
+
+    async def advance(self, until: int, report: Report, bar: tuple[Progress, TaskID] | None = None) -> None:
+        """Replay up to, not including, offset `until`; a broken journal ends it with a difference."""
+        if self.broken:
+            return
+        try:
+            async for record in self.reader.records(until):
+                self._take(record, report)
+                if bar is not None:
+                    bar[0].update(bar[1], completed=record.offset + 1)
+        except Corrupt as error:
+            self.broken = True
+            report.differs(f"the journal is broken at {error}")
+
+    def _take(self, record: Record, report: Report) -> None:
+        count = len(record.rows)
+        results, balances = np.zeros(count, RESULT), np.zeros(count, BALANCE)
+        ledger.apply(self.book, record.rows, results, balances, record.utc_offset_s)
+        self.records += 1
+        self.events += count
+        where = f"partition {self.partition}, offset {record.offset}"
+        for name, journaled in (("code", record.codes), ("detail", record.details)):
+            for row in np.flatnonzero(results[name] != journaled)[:3].tolist():
+                report.differs(
+                    f"{where}, row {row}: the journal has {name} {journaled[row]}, replay {results[name][row]}"
+                )
+        if (total := ledger.sums(self.book)) != 0:
+            report.differs(f"{where}: the accounts sum to {total}, not to zero")
+        self._follow_legs(record, results)
+
+    def _follow_legs(self, record: Record, results: np.ndarray) -> None:
+        rows, kinds = record.rows, record.rows["kind"]
+        fresh = results["flags"] & ResultFlag.REPLAYED == 0
+        ok = (results["code"] == Code.OK) & fresh
+        # A post of 0 posts the whole hold: the result says how much that was.
+        amounts = np.where(kinds == Kind.POST, results["detail"], rows["amount"])
+        self.debits.append(_legs(rows, amounts, (results["code"] == Code.IN_FLIGHT) & fresh))
+        self.returned.append(_legs(rows, amounts, ok & (kinds == Kind.REVERT)))
+        self.credits.append(_legs(rows, amounts, ok & (kinds == Kind.CREDIT_LEG)))
+
+
+def _legs(rows: np.ndarray, amounts: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    made = np.zeros(np.count_nonzero(mask), _LEG)
+    made["hi"], made["lo"], made["amount"] = rows["id_hi"][mask], rows["id_lo"][mask], amounts[mask]
+    return made
+
+
+def _gathered(parts: Iterable[list[np.ndarray]]) -> np.ndarray:
+    return np.concatenate([array for part in parts for array in part])
+
+
+def _among(legs: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Which `legs` have their id among `others`."""
+    return np.isin(_ids(legs), _ids(others))
+
+
+def _ids(legs: np.ndarray) -> np.ndarray:
+    pairs = np.ascontiguousarray(np.stack((legs["hi"], legs["lo"]), axis=1))
+    return pairs.view(np.dtype((np.void, 16))).reshape(-1)
+
+
+async def verify(settings: Settings, *, show_progress: bool) -> Report:
+    """Verify the ledger in `settings.data`, with its engine running or not.
+
+    Raises:
+        EngineError: there is no ledger, or its database cannot be reached.
+    """
+    data = DataDirectory(settings.data)
+    secrets = data.secrets()
+    started = time.perf_counter()
+    report = Report()
+    async with database_of(data) as (dsn, live):
+        journal = PostgresJournal(dsn)
+        try:
+            async with pool_of(dsn) as pool:
+                partitions = await journal.partitions()
+                key = bytes.fromhex(secrets.ledger_key)
+                windows = await kept_windows(Registry(pool))
+                replays = [_Replay(journal, p, partitions, key, windows) for p in range(partitions)]
+                await _replay_all(
+                    journal, replays, SnapshotStore(settings.snapshot_location, key), report, show_progress
+                )
+                await _check_legs(journal, replays, report)
+                if live:
+                    await _check_live(data, replays, report)
+                else:
+                    report.skipped.append("balances of live shards: the engine is not running")
+                await _check_query_store(QueryStore(pool), replays, report, live=live)
+        finally:
+            await journal.close()
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+@contextlib.asynccontextmanager
+async def database_of(data: DataDirectory) -> AsyncIterator[tuple[str, bool]]:
+    """The DSN of a ledger and whether its engine runs; when it does not, its PostgreSQL runs for as long as needed.
+
+    Raises:
+        EngineError: the engine is just starting or stopping, or the database does not start.
+    """
+    running = data.running()
+    if data.holder() is not None:
+        if running is None:
+            raise EngineError("the engine is starting or stopping; try again when `razao status` says that it is ready")
+        yield running.dsn, True
+        return
+    with data.lock():
+        server = PostgresServer(data.postgres, free_ports(1)[0])
+        try:
+            server.start(progress=lambda _: None)
+        except PostgresError as error:
+            raise EngineError(str(error)) from error
+        try:
+            yield server.dsn, False
+        finally:
+            server.stop()
+
+
+async def _replay_all(
+    journal: PostgresJournal, replays: list[_Replay], store: SnapshotStore, report: Report, show_progress: bool
+) -> None:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not show_progress) as progress:
+        for replay in replays:
+            head = await journal.head(replay.partition)
+            bar = (progress, progress.add_task(f"replaying partition {replay.partition}", total=head))
+            for file in reversed(store.files(replay.partition)):
+                if file.offset <= head:
+                    await replay.advance(file.offset, report, bar)
+                    _check_snapshot(store, replay, file, report)
+            await replay.advance(head, report, bar)
+            progress.update(bar[1], completed=head)
+            try:
+                ledger.check(replay.book)
+            except AssertionError as error:
+                report.differs(f"partition {replay.partition}: {error}")
+            book = ledger.stats(replay.book)
+            report.partitions.append(
+                {
+                    "partition": replay.partition,
+                    "offset": replay.reader.position.offset,
+                    "records": replay.records,
+                    "void": replay.reader.void,
+                    "events": replay.events,
+                    "accounts": book.accounts,
+                    "transfers": book.transfers,
+                    "snapshots": replay.snapshots,
+                }
+            )
+    report.checked += ["hash chain and order of the journal", "the same codes on replay", "sums of every shard"]
+    report.checked.append(f"{sum(replay.snapshots for replay in replays)} snapshots")
+
+
+def _check_snapshot(store: SnapshotStore, replay: _Replay, file: SnapshotFile, report: Report) -> None:
+    if replay.broken:
+        return
+    where = f"partition {replay.partition}: the snapshot at offset {file.offset}"
+    try:
+        snapshot = store.load(file)
+    except OSError:
+        return  # newer ones have taken its place since
+    except InvalidSnapshot as error:
+        report.differs(f"{where} cannot be trusted: {error}")
+        return
+    replay.snapshots += 1
+    if snapshot.position != replay.reader.position:
+        report.differs(f"{where} stands at {snapshot.position}, replay at {replay.reader.position}")
+    if ledger.digest(ledger.restore(snapshot.arrays)) != ledger.digest(replay.book):
+        report.differs(f"{where} holds another book than replay")
+
+
+async def _check_legs(journal: PostgresJournal, replays: list[_Replay], report: Report) -> None:
+    """Every credit leg must answer a debit of the same amount, and transit must hold what has no credit yet.
+
+    The partitions were read one after the other: a leg may have been taken whose debit comes further on in the payer's
+    partition. It is durable there by now, so a second look finds it; under load that may bring further legs.
+    """
+    for _ in range(_LOOKS):
+        if any(replay.broken for replay in replays):
+            report.skipped.append("money between shards: a partition is broken")
+            return
+        started, taken = _gathered(one.debits for one in replays), _gathered(one.credits for one in replays)
+        orphans = taken[~_among(taken, started)]
+        if not len(orphans):
+            break
+        for replay in replays:
+            await replay.advance(await journal.head(replay.partition), report)
+    else:
+        still = orphans[~_among(orphans, _gathered(one.debits for one in replays))]
+        report.skipped.append(f"money between shards: {len(still)} newest payments were still moving at each look")
+        return
+    started = started[~_among(started, _gathered(one.returned for one in replays))]
+    answered = started[_among(started, taken)]
+    ours, theirs = np.sort(answered, order=("hi", "lo")), np.sort(taken, order=("hi", "lo"))
+    if len(ours) != len(theirs) or (ours != theirs).any():
+        report.differs(f"{len(theirs)} credit legs answer {len(ours)} debits, of the same ids but not the same amounts")
+    under_way = int(started["amount"].sum()) - int(taken["amount"].sum())
+    transit = sum(ledger.stats(replay.book).transit for replay in replays)
+    if transit != under_way:
+        report.differs(f"the transit accounts hold {transit}, but {under_way} is on its way between shards")
+    report.checked.append(f"{len(taken)} payments between shards, {under_way} centavos on their way")
+
+
+async def _check_live(data: DataDirectory, replays: list[_Replay], report: Report) -> None:
+    """Ask the shards for every account, and replay up to the offset at which each answer was given."""
+    compared = 0
+    async with shard_client(data) as client:
+        for replay in replays:
+            ids = ledger.account_ids(replay.book)
+            for start in range(0, len(ids), _READ_ROWS):
+                some = ids[start : start + _READ_ROWS]
+                try:
+                    answer = await client.read(some, np.zeros(len(some), np.uint64), time.monotonic() + _READ_S)
+                except ShardUnavailable:
+                    report.differs(f"partition {replay.partition}: the shard does not answer")
+                    return
+                await replay.advance(answer.positions[replay.partition] + 1, report)
+                if replay.broken:
+                    return
+                ours = ledger.read_accounts(replay.book, some, np.zeros(len(some), np.uint64), time.time_ns())
+                _compare_accounts(ours, answer.states, report)
+                compared += len(some)
+    report.checked.append(f"{compared} live accounts")
+
+
+def _compare_accounts(ours: np.ndarray, theirs: np.ndarray, report: Report) -> None:
+    for name in _COMPARED:
+        for row in np.flatnonzero(ours[name] != theirs[name]).tolist():
+            report.differs(f"account {ours['id'][row]}: {name} is {theirs[name][row]} live, {ours[name][row]} replayed")
+
+
+async def _check_query_store(store: QueryStore, replays: list[_Replay], report: Report, *, live: bool) -> None:
+    projected = await store.projected()
+    for replay in replays:
+        if replay.broken:
+            continue
+        behind = replay.reader.position.offset - projected.get(replay.partition, 0)
+        if behind > 0 and not live:
+            report.skipped.append(f"query store of partition {replay.partition}: {behind} records behind")
+            continue
+        for words in await compare(store, replay.book, replay.partition):
+            report.differs(words)
+    report.checked.append("query store")
