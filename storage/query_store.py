@@ -112,6 +112,13 @@ class Chunk(NamedTuple):
     entries: Rows  # ENTRY, best sorted by account
     account_changes: Rows  # ACCOUNT_CHANGE
 
+    @classmethod
+    def empty(cls) -> Chunk:
+        """For a stretch of open and void records."""
+        dtypes = (TRANSFER, TRANSFER_FULL, TRANSFER_REF, OUTCOME, ENTRY, ACCOUNT_CHANGE)
+        plain, full, ref, outcomes, entries, changes = (np.zeros(0, dtype) for dtype in dtypes)
+        return cls(plain, full, [], ref, [], outcomes, entries, changes)
+
 
 class Overtaken(Exception):  # noqa: N818 - what it is
     """The store is not at the offset that was to be gone on from: another projector is at work, or it was dropped."""

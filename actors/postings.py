@@ -1,0 +1,261 @@
+"""What a stretch of a partition's journal means for the query store: events, codes and balances become its rows.
+
+Pure and vectorised. Events that name a hold or a payment in flight only by its id get accounts and amount from the
+book as it was before they were applied (`origins`); everything else is in the event, its result and its balances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from actors.book import FLIGHTS, HOLDS, SEED, Book, find, hash_id
+from storage import query_store
+from storage.events import FIRST_ACCOUNT, FIRST_STATELESS, SETTLEMENT, SLOTS, Code, Kind, ResultFlag
+from storage.query_store import Chunk, Note
+
+Rows = npt.NDArray[Any]
+"""A structured array."""
+
+Mask = npt.NDArray[np.bool_]
+
+ORIGIN: Final = np.dtype(
+    [
+        ("debit", np.uint64),
+        ("credit", np.uint64),
+        ("amount", np.int64),
+        ("hold_hi", np.uint64),  # of a post in flight
+        ("hold_lo", np.uint64),
+        ("kind", np.uint16),  # HOLD, or the kind of what is in flight; 0 = not found
+    ]
+)
+"""What an event refers to, where only the book knows."""
+
+_HOLD: Final = int(Kind.HOLD)  # Numba freezes module globals of plain int type, not enum members
+_POST: Final = int(Kind.POST)
+_BY_HOLD: Final = (Kind.POST, Kind.VOID, Kind.EXPIRE)
+_BY_FLIGHT: Final = (Kind.SETTLE, Kind.REVERT)
+_PLAIN: Final = (Kind.DEPOSIT, Kind.WITHDRAWAL, Kind.TRANSFER, Kind.HOLD)
+_ACCOUNT: Final = (Kind.OPEN, Kind.CLOSE, Kind.FREEZE, Kind.UNFREEZE)
+
+
+class Stretch(NamedTuple):
+    """Applied records of one partition, one after the other."""
+
+    rows: Rows  # (n,) EVENT
+    results: Rows  # (n,) RESULT, of our own apply
+    balances: Rows  # (n,) BALANCE
+    origins: Rows  # (n,) ORIGIN
+    positions: npt.NDArray[np.int64]  # (n,) offset of each event's record
+    notes: Sequence[Note] | None
+
+
+def origins(book: Book, rows: Rows) -> Rows:
+    """(n,) ORIGIN of `rows`: (n,) EVENT that are about to be applied to `book`."""
+    found = np.zeros(len(rows), ORIGIN)
+    by_hold = _of(rows["kind"], _BY_HOLD)
+    by_flight = _of(rows["kind"], _BY_FLIGHT)
+    if by_hold.any():
+        places = np.flatnonzero(by_hold)
+        _hold_origins(book.meta, book.holds, book.hold_heads, rows, places, found)
+        _same_record(rows, places[found["kind"][places] == 0], found)
+    if by_flight.any():
+        _flight_origins(book.meta, book.flights, book.flight_heads, rows, np.flatnonzero(by_flight), found)
+    return found
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _hold_origins(meta: Any, holds: Any, heads: Any, rows: Any, places: Any, found: Any) -> None:
+    for place in places:
+        hi, lo = rows[place]["ref_hi"], rows[place]["ref_lo"]
+        at = find(meta, HOLDS, 0, holds, heads, hi, lo, hash_id(hi, lo, np.uint64(meta[SEED])))
+        if at >= 0:
+            found[place]["debit"] = holds[at]["debit"]
+            found[place]["credit"] = holds[at]["credit"]
+            found[place]["amount"] = holds[at]["amount"]
+            found[place]["kind"] = _HOLD
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _flight_origins(meta: Any, flights: Any, heads: Any, rows: Any, places: Any, found: Any) -> None:
+    for place in places:
+        hi, lo = rows[place]["id_hi"], rows[place]["id_lo"]
+        at = find(meta, FLIGHTS, 0, flights, heads, hi, lo, hash_id(hi, lo, np.uint64(meta[SEED])))
+        if at >= 0:
+            found[place]["debit"] = flights[at]["debit"]
+            found[place]["credit"] = flights[at]["credit"]
+            found[place]["amount"] = flights[at]["amount"]
+            found[place]["kind"] = flights[at]["kind"]
+            if flights[at]["kind"] == _POST:
+                found[place]["hold_hi"] = flights[at]["ref_hi"]
+                found[place]["hold_lo"] = flights[at]["ref_lo"]
+
+
+def _same_record(rows: Rows, places: npt.NDArray[np.intp], found: Rows) -> None:
+    """A hold that was made and ended by one record was not in the book before it."""
+    if not len(places):
+        return
+    holds = np.flatnonzero(rows["kind"] == Kind.HOLD)
+    ids = zip(rows["id_hi"][holds].tolist(), rows["id_lo"][holds].tolist(), strict=True)
+    made = dict(zip(ids, holds.tolist(), strict=True))
+    for place in places.tolist():
+        hold = made.get((int(rows["ref_hi"][place]), int(rows["ref_lo"][place])))
+        if hold is not None and hold < place:
+            for name in ("debit", "credit", "amount", "kind"):
+                found[name][place] = rows[name][hold]
+
+
+def chunk(stretch: Stretch, partition: int, partitions: int) -> Chunk:
+    """The rows of the query store that `stretch` of `partition` adds."""
+    fresh = (stretch.results["code"] < FIRST_STATELESS) & (stretch.results["flags"] & ResultFlag.REPLAYED == 0)
+    stretch = stretch if fresh.all() else _select(stretch, fresh)
+    wide = _Columns(stretch, partition, partitions)
+    plain, full, referring = wide.transfers()
+    return Chunk(
+        transfers=wide.fill(query_store.TRANSFER, plain),
+        transfers_full=wide.fill(query_store.TRANSFER_FULL, full),
+        notes_full=wide.notes(full),
+        transfers_ref=wide.fill(query_store.TRANSFER_REF, referring),
+        notes_ref=wide.notes(referring),
+        outcomes=wide.outcomes(),
+        entries=wide.entries(),
+        account_changes=wide.account_changes(),
+    )
+
+
+def _of(kinds: Rows, wanted: Sequence[Kind]) -> Mask:
+    mask: Mask = kinds == wanted[0]
+    for kind in wanted[1:]:
+        mask |= kinds == kind
+    return mask
+
+
+def _select(stretch: Stretch, mask: Mask) -> Stretch:
+    notes = stretch.notes
+    return Stretch(
+        rows=stretch.rows[mask],
+        results=stretch.results[mask],
+        balances=stretch.balances[mask],
+        origins=stretch.origins[mask],
+        positions=stretch.positions[mask],
+        notes=None if notes is None else [notes[place] for place in np.flatnonzero(mask).tolist()],
+    )
+
+
+def _pair(high: Rows, low: Rows) -> Rows:
+    return np.stack((high, low), axis=1)
+
+
+class _Columns:
+    """A stretch with each event's accounts, amount and id as the query store shows them."""
+
+    def __init__(self, stretch: Stretch, partition: int, partitions: int) -> None:
+        rows, self._notes = stretch.rows, stretch.notes
+        self.rows, self.balances = rows, stretch.balances
+        self.position, self.partition, self.partitions = stretch.positions, partition, partitions
+        self.kind, self.at = rows["kind"], rows["at"]
+        self.code, self.detail = stretch.results["code"], stretch.results["detail"]
+        self.origin = stretch.origins
+        self.ok: Mask = self.code == Code.OK
+        self.sent: Mask = self.code <= Code.IN_FLIGHT
+        known = self.origin["kind"] != 0
+        self.ended: Mask = known & self.ok  # of settle and revert: there was something in flight
+        self.debit = np.where(known, self.origin["debit"], rows["debit"])
+        self.credit = np.where(known, self.origin["credit"], rows["credit"])
+        self.amount = np.where(known & (self.kind != Kind.POST), self.origin["amount"], rows["amount"])
+        posted = (self.kind == Kind.POST) & self.sent
+        self.amount[posted] = self.detail[posted]
+        self.debit[self.kind == Kind.DEPOSIT] = SETTLEMENT
+        self.credit[self.kind == Kind.WITHDRAWAL] = SETTLEMENT
+        self.id = _pair(rows["id_hi"], rows["id_lo"])
+        self.ref = _pair(rows["ref_hi"], rows["ref_lo"])
+
+    def transfers(self) -> tuple[Mask, Mask, Mask]:
+        """Which events are rows of each shape in query.transfers."""
+        plain = _of(self.kind, _PLAIN)
+        full = plain & ((self.kind == Kind.HOLD) | (self.detail != 0))
+        if self._notes is not None:
+            full |= plain & np.fromiter((note is not None for note in self._notes), bool, len(self._notes))
+        referring = _of(self.kind, (Kind.POST, Kind.VOID, Kind.REFUND)) | ((self.kind == Kind.EXPIRE) & self.ok)
+        return plain & ~full, full, referring
+
+    def fill(self, dtype: np.dtype[np.void], mask: Mask) -> Rows:
+        """The masked events as rows of a table of transfers."""
+        made = np.zeros(np.count_nonzero(mask), dtype)
+        for name in ("at", "position", "debit", "credit", "amount", "id", "kind", "code"):
+            made[name] = getattr(self, name)[mask]
+        made["partition"] = self.partition
+        names = dtype.names or ()
+        if "detail" in names:
+            made["detail"] = np.where(self.sent, 0, self.detail)[mask]
+        if "expires_at" in names:
+            held = self.kind[mask] == Kind.HOLD
+            made["expires_at"] = np.where(held, made["at"] + self.rows["span"][mask], 0)
+        if "ref" in names:
+            made["ref"] = self.ref[mask]
+            made["ref_at"] = np.where(made["kind"] == Kind.REFUND, self.rows["span"][mask], 0)
+            expiry = made["kind"] == Kind.EXPIRE
+            made["id"][expiry] = made["ref"][expiry]
+        return made
+
+    def notes(self, mask: Mask) -> list[Note]:
+        """Their notes."""
+        places = np.flatnonzero(mask).tolist()
+        return [None] * len(places) if self._notes is None else [self._notes[place] for place in places]
+
+    def outcomes(self) -> Rows:
+        """The answers to money from other shards, and own money that came back."""
+        leg = self.kind == Kind.CREDIT_LEG
+        returned = (self.kind == Kind.REVERT) & self.ended
+        mask = leg | returned
+        made = np.zeros(np.count_nonzero(mask), query_store.OUTCOME)
+        for name in ("at", "position", "id"):
+            made[name] = getattr(self, name)[mask]
+        made["partition"] = self.partition
+        made["payer"] = (self.debit[mask] % np.uint64(SLOTS)) % np.uint64(self.partitions)
+        made["code"] = np.where(leg, self.code, self.rows["reason"])[mask]
+        return made
+
+    def entries(self) -> Rows:
+        """What happened to customers' accounts, sorted by account."""
+        kind, ok = self.kind, self.ok
+        paid = _of(kind, (Kind.WITHDRAWAL, Kind.TRANSFER, Kind.REFUND, Kind.POST)) & self.sent
+        reserved = _of(kind, (Kind.HOLD, Kind.VOID, Kind.EXPIRE)) & ok
+        released = (kind == Kind.SETTLE) & ok & (self.origin["kind"] == Kind.POST)
+        returned = (kind == Kind.REVERT) & self.ended
+        received = _of(kind, (Kind.DEPOSIT, Kind.TRANSFER, Kind.REFUND, Kind.POST, Kind.CREDIT_LEG)) & ok
+        delta = np.where(paid, -self.amount, np.where(returned, self.amount, 0))
+        debits = self._side(paid | reserved | released | returned, "debit", delta)
+        credits_ = self._side(received, "credit", self.amount)
+        made = np.concatenate((debits, credits_))
+        made = made[made["account"] >= FIRST_ACCOUNT]
+        return made[np.argsort(made["account"], kind="stable")]
+
+    def _side(self, mask: Mask, side: str, amount: Rows) -> Rows:
+        made = np.zeros(np.count_nonzero(mask), query_store.ENTRY)
+        made["account"] = getattr(self, side)[mask]
+        made["at"], made["position"], made["kind"] = self.at[mask], self.position[mask], self.kind[mask]
+        made["amount"] = amount[mask]
+        made["balance"] = self.balances[f"{side}_posted"][mask]
+        made["pending"] = self.balances[f"{side}_pending"][mask]
+        made["partition"] = self.partition
+        made["transfer"] = self.id[mask]
+        by_hold = _of(made["kind"], _BY_HOLD)
+        made["transfer"][by_hold] = self.ref[mask][by_hold]
+        post = self.origin["hold_hi"][mask] != 0
+        made["transfer"][post] = _pair(self.origin["hold_hi"], self.origin["hold_lo"])[mask][post]
+        return made
+
+    def account_changes(self) -> Rows:
+        """Accounts that were opened, closed, frozen or freed."""
+        mask = _of(self.kind, _ACCOUNT) & self.ok
+        made = np.zeros(np.count_nonzero(mask), query_store.ACCOUNT_CHANGE)
+        made["account"] = self.rows["debit"][mask]
+        for name in ("at", "position", "kind"):
+            made[name] = getattr(self, name)[mask]
+        made["partition"] = self.partition
+        return made

@@ -1,0 +1,300 @@
+"""Seeded histories for the projection's tests: two partitions, every event kind, legs that travel between them.
+
+The kernel is driven directly and event by event, so that after each one the books themselves say what every account
+holds: that timeline is the oracle for balances. What becomes of each transfer is followed in plain Python.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from actors import ledger
+from storage.events import (
+    BALANCE,
+    EVENT,
+    FIRST_STATELESS,
+    NO_LIMIT,
+    RESULT,
+    AccountStatus,
+    Code,
+    Flag,
+    Kind,
+    ResultFlag,
+    partition_of,
+)
+from storage.ids import Id
+
+PARTITIONS = 2
+START_NS = 1_790_000_000_000_000_000
+UTC_OFFSET_S = -10_800
+SMALL = ledger.Capacity(accounts=2**10, ids=2**14, holds=2**10, in_flight=2**10, refunds=2**10)
+
+Row = Any
+Rows = np.ndarray[Any, Any]
+
+
+@dataclass
+class Recorded:
+    """What goes into one journal record."""
+
+    partition: int
+    rows: Rows
+    results: Rows
+    notes: list[bytes | None]
+
+
+@dataclass
+class Known:
+    """What a client should be told of a transfer."""
+
+    partition: int
+    kind: Kind
+    debit: int
+    credit: int
+    amount: int
+    at: int
+    status: str
+    code: Code
+    posted: int | None = None
+    refunded: int = 0
+    note: bytes | None = None
+    hold: Id | None = None  # of a post
+    original: Id | None = None  # of a refund
+
+
+@dataclass
+class History:
+    """A history in the making. `step` gives the next records of both partitions."""
+
+    seed: int
+    accounts: list[int] = field(default_factory=list)
+    known: dict[Id, Known] = field(default_factory=dict)
+    timeline: dict[int, list[tuple[int, int, int]]] = field(default_factory=dict)
+    """Account → (at, posted, pending) after each event that changed them."""
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+        self.books = [ledger.new_book(p, PARTITIONS, capacity=SMALL) for p in range(PARTITIONS)]
+        self.clock = [START_NS, START_NS + 137]
+        self.legs: list[Row] = []
+        self.outcomes: list[list[Row]] = [[] for _ in range(PARTITIONS)]
+        self.codes: set[Code] = set()
+        self.status: dict[int, AccountStatus] = {}
+
+    # -- making events --------------------------------------------------------------------------------------------
+
+    def id(self, partition: int) -> Id:
+        ms = self.clock[partition] // 1_000_000
+        return (ms << 16) | 0x7000 | self.random.getrandbits(12), (2 << 62) | self.random.getrandbits(62)
+
+    def event(self, partition: int, kind: Kind, **columns: Any) -> Row:
+        row = np.zeros(1, EVENT)
+        row["kind"] = kind
+        id_ = columns.pop("id", None) or self.id(partition)
+        row["id_hi"], row["id_lo"] = id_
+        if (ref := columns.pop("ref", None)) is not None:
+            row["ref_hi"], row["ref_lo"] = ref
+        for name, value in columns.items():
+            row[name] = value
+        return row
+
+    def open(self, partition: int) -> Row:
+        account = (self.random.randrange(1, 2**30) << 10) | (self.random.randrange(512) * 2 + partition)
+        self.accounts.append(account)
+        return self.event(
+            partition, Kind.OPEN, debit=account, amount=NO_LIMIT, ref=(NO_LIMIT, NO_LIMIT), credit=account
+        )
+
+    def _own(self, partition: int) -> int:
+        return self.random.choice([a for a in self.accounts if partition_of(a, PARTITIONS) == partition])
+
+    def _refer(self, partition: int, kind: Kind) -> tuple[Id, Known] | None:
+        found = [(id_, known) for id_, known in self.known.items() if known.kind is kind and known.partition == partition]
+        return self.random.choice(found[-30:]) if found else None
+
+    def unit(self, partition: int) -> list[Row]:
+        """One event, or one linked chain, that a client might send."""
+        kinds = {
+            Kind.TRANSFER: 12, Kind.DEPOSIT: 5, Kind.HOLD: 5, Kind.POST: 4, Kind.REFUND: 3, Kind.VOID: 2,
+            Kind.WITHDRAWAL: 2, Kind.FREEZE: 1, Kind.UNFREEZE: 2, Kind.CLOSE: 1, Kind.OPEN: 1, Kind.SET_LIMITS: 1,
+        }  # fmt: skip
+        if self.random.random() < 0.08:
+            return self._chain(partition)
+        (kind,) = self.random.choices(list(kinds), kinds.values())
+        return [self._single(partition, kind)]
+
+    def _single(self, partition: int, kind: Kind) -> Row:
+        own, amount = self._own(partition), self.random.choice([0, 1, 5, 70, 900])
+        if kind is Kind.OPEN:
+            return self.open(partition)
+        if kind is Kind.DEPOSIT:
+            return self.event(partition, kind, debit=1, credit=own, amount=amount * 3)
+        if kind is Kind.WITHDRAWAL:
+            return self.event(partition, kind, debit=own, credit=1, amount=amount)
+        if kind is Kind.SET_LIMITS:
+            limit = self.random.choice([NO_LIMIT, 800, 5000])
+            return self.event(partition, kind, debit=own, amount=limit, ref=(2**64 - 1, NO_LIMIT), total=-1)
+        if kind in {Kind.FREEZE, Kind.UNFREEZE, Kind.CLOSE}:
+            return self.event(partition, kind, debit=own)
+        if kind in {Kind.POST, Kind.VOID} and (hold := self._refer(partition, Kind.HOLD)):
+            part = self.random.choice([0, 1, hold[1].amount, hold[1].amount + 1]) if kind is Kind.POST else 0
+            named = {"debit": hold[1].debit, "credit": hold[1].credit} if self.random.random() < 0.5 else {}
+            return self.event(partition, kind, ref=hold[0], amount=part, **(named or {"debit": hold[1].debit}))
+        if kind is Kind.REFUND:
+            paid = [(i, k) for i, k in self.known.items() if partition_of(k.credit, PARTITIONS) == partition]
+            paid = [(i, k) for i, k in paid if k.kind is Kind.TRANSFER and k.status == "settled"]
+            if paid:
+                id_, known = self.random.choice(paid[-20:])
+                some = self.random.choice([1, known.amount, known.amount // 2 + 1])
+                return self.event(
+                    partition, kind, debit=known.credit, credit=known.debit, ref=id_, amount=some, total=known.amount,
+                    span=known.at,
+                )  # fmt: skip
+        payee = self.random.choice([*self.accounts, *self.accounts, 999 << 10 | self.random.randrange(2)])
+        span = self.random.choice([1_000, 50_000_000, 10**12]) if kind is Kind.HOLD else 0
+        kind = kind if kind is Kind.HOLD else Kind.TRANSFER
+        return self.event(partition, kind, debit=own, credit=payee, amount=amount, span=span)
+
+    def _chain(self, partition: int) -> list[Row]:
+        local = [a for a in self.accounts if partition_of(a, PARTITIONS) == partition]
+        rows = []
+        for _ in range(self.random.randrange(2, 5)):
+            payer, payee = self.random.sample(local, 2)
+            span = self.random.choice([0, 0, 10**9])
+            kind = Kind.HOLD if span else Kind.TRANSFER
+            rows.append(self.event(partition, kind, debit=payer, credit=payee, amount=self.random.choice([1, 400]), span=span))
+        done = [id_ for id_, known in self.known.items() if known.kind is Kind.TRANSFER and known.partition == partition]
+        if done and self.random.random() < 0.3:
+            known = self.known[id_ := self.random.choice(done)]
+            rows.insert(1, self.event(
+                partition, Kind.TRANSFER, id=id_, debit=known.debit, credit=known.credit, amount=known.amount
+            ))  # fmt: skip
+        for row in rows[:-1]:
+            row["flags"] = Flag.LINKED
+        return rows
+
+    # -- applying them --------------------------------------------------------------------------------------------
+
+    def step(self, units: int = 6) -> list[Recorded]:
+        """Both partitions' next records: what clients sent, what fell due, and legs and outcomes that were under way."""
+        if not self.accounts:
+            return [self._record(p, [[self.open(p)] for _ in range(8)]) for p in range(PARTITIONS)]
+        made = []
+        for partition in range(PARTITIONS):
+            work = [[row] for row in self.outcomes[partition]]
+            self.outcomes[partition] = []
+            here = [leg for leg in self.legs if partition_of(int(leg["credit"][0]), PARTITIONS) == partition]
+            arriving = here[: self.random.randrange(0, len(here) + 1)]
+            arrived = {id(leg) for leg in arriving}
+            self.legs = [leg for leg in self.legs if id(leg) not in arrived]
+            work += [[leg] for leg in arriving]
+            due = ledger.due_holds(self.books[partition], self.clock[partition], 100)
+            work += [[due[place : place + 1]] for place in range(len(due))]
+            work += [self.unit(partition) for _ in range(self.random.randrange(units))]
+            made.append(self._record(partition, work))
+        return [record for record in made if len(record.rows)]
+
+    def drain(self) -> list[Recorded]:
+        """Records until nothing is under way any more."""
+        made = []
+        while self.legs or any(self.outcomes):
+            made += self.step(1)
+        return made
+
+    def _record(self, partition: int, units: Sequence[list[Row]]) -> Recorded:
+        rows, results, notes = [], [], []
+        self.clock[partition] += self.random.choice([1, 1_000, 3_000_000])
+        for unit in units:
+            batch = np.concatenate(unit)
+            self.clock[partition] = ledger.stamp(batch, self.clock[partition] + 1, self.clock[partition])
+            result, balances = np.zeros(len(batch), RESULT), np.zeros(len(batch), BALANCE)
+            ledger.apply(self.books[partition], batch, result, balances, UTC_OFFSET_S)
+            self.codes |= {Code(code) for code in result["code"].tolist()}
+            again = (result["flags"] & ResultFlag.REPLAYED) != 0
+            kept = (result["code"] < FIRST_STATELESS) & ~again
+            for row, answer, counts in zip(batch, result, kept, strict=True):
+                if counts:
+                    self._follow(partition, row, answer)
+            if len(batch) == 1:
+                batch, result = batch[kept], result[kept]
+            rows.append(batch)
+            results.append(result)
+            notes += [b'{"n":%d}' % n if self.random.random() < 0.2 else None for n in range(len(batch))]
+            self._look(partition)
+        made = Recorded(partition, np.concatenate(rows), np.concatenate(results), notes) if rows else None
+        if made is None:
+            return Recorded(partition, np.zeros(0, EVENT), np.zeros(0, RESULT), [])
+        for row, note in zip(made.rows, notes, strict=True):
+            known = self.known.get((int(row["id_hi"]), int(row["id_lo"])))
+            if known is not None and known.partition == partition and known.at == row["at"]:
+                known.note = note
+        return made
+
+    def _look(self, partition: int) -> None:
+        """What the book says now."""
+        own = [a for a in self.accounts if partition_of(a, PARTITIONS) == partition]
+        states = ledger.read_accounts(
+            self.books[partition], np.array(own, np.uint64), np.zeros(len(own), np.uint64), self.clock[partition]
+        )
+        for account, state in zip(own, states, strict=True):
+            if state["status"] == AccountStatus.UNKNOWN:
+                continue
+            self.status[account] = AccountStatus(int(state["status"]))
+            now = (int(state["credits_posted"]) - int(state["debits_posted"]), int(state["debits_pending"]))
+            seen = self.timeline.setdefault(account, [])
+            if not seen or seen[-1][1:] != now:
+                seen.append((self.clock[partition], *now))
+
+    # -- following transfers, in plain Python ---------------------------------------------------------------------
+
+    def _follow(self, partition: int, row: Row, answer: Row) -> None:
+        kind, code = Kind(int(row["kind"])), Code(int(answer["code"]))
+        id_, ref = (int(row["id_hi"]), int(row["id_lo"])), (int(row["ref_hi"]), int(row["ref_lo"]))
+        done = code in {Code.OK, Code.IN_FLIGHT}
+        if kind in {Kind.DEPOSIT, Kind.WITHDRAWAL, Kind.TRANSFER, Kind.HOLD, Kind.REFUND}:
+            status = "refused"
+            if done:
+                status = "in flight" if code is Code.IN_FLIGHT else "held" if kind is Kind.HOLD else "settled"
+            debit, credit, amount = (int(row[name]) for name in ("debit", "credit", "amount"))
+            self.known[id_] = Known(partition, kind, debit, credit, amount, int(row["at"]), status, code)
+            if kind is Kind.REFUND:
+                self.known[id_].original = ref
+                if code is Code.OK:
+                    self.known[ref].refunded += amount
+        elif kind is Kind.POST and done:
+            hold = self.known[ref]
+            moved = int(answer["detail"])
+            self.known[id_] = Known(
+                partition, kind, hold.debit, hold.credit, moved, int(row["at"]),
+                "in flight" if code is Code.IN_FLIGHT else "posted", code, hold=ref,
+            )  # fmt: skip
+            hold.status = "in flight" if code is Code.IN_FLIGHT else "posted"
+            hold.posted = moved if code is Code.OK else None
+        elif kind in {Kind.VOID, Kind.EXPIRE} and done:
+            self.known[ref].status = "voided" if kind is Kind.VOID else "expired"
+        elif kind is Kind.CREDIT_LEG:
+            self._outcome(id_, code)
+        if code is Code.IN_FLIGHT:
+            (leg,) = [one for one in ledger.in_flight(self.books[partition]).reshape(-1, 1) if _id(one) == id_]
+            self.legs.append(leg)
+
+    def _outcome(self, id_: Id, code: Code) -> None:
+        known = self.known[id_]
+        known.status, known.code = ("settled" if code is Code.OK else "refused"), code
+        if known.hold is not None:
+            hold = self.known[known.hold]
+            known.status = "posted" if code is Code.OK else "refused"
+            hold.status, hold.posted = ("posted", known.amount) if code is Code.OK else ("held", None)
+        if known.original is not None and code is Code.OK:
+            self.known[known.original].refunded += known.amount
+        end = self.event(known.partition, Kind.SETTLE if code is Code.OK else Kind.REVERT, id=id_, reason=code)
+        self.outcomes[known.partition].append(end)
+
+
+def _id(row: Row) -> Id:
+    return int(row["id_hi"][0]), int(row["id_lo"][0])
