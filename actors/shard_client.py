@@ -499,16 +499,20 @@ class ShardClient:
         Raises:
             ShardUnavailable: a shard did not answer before the deadline.
         """
-        calls = []
-        for partition in range(self.partitions):
-            call = self._call(deadline, 0, None)
-            self._put(call, [(partition, _Part(call, b"", 0, None, None))], "questions")
-            calls.append(call.future)
+        asked = (self.shard_stats(partition, deadline) for partition in range(self.partitions))
+        return list(await asyncio.gather(*asked))
+
+    async def shard_stats(self, partition: int, deadline: float) -> ShardStats:
+        """How one shard is doing.
+
+        Raises:
+            ShardUnavailable: it did not answer before the deadline.
+        """
+        call = self._call(deadline, 0, None)
+        self._put(call, [(partition, _Part(call, b"", 0, None, None))], "questions")
+        numbers, _ = await call.future
         known = {field.name for field in fields(ShardStats)}
-        return [
-            ShardStats(**{name: value for name, value in answer[0].items() if name in known})
-            for answer in await asyncio.gather(*calls)
-        ]
+        return ShardStats(**{name: value for name, value in numbers.items() if name in known})
 
     def legs(self, partition: int, rows: Array) -> asyncio.Future[tuple[Array, dict[int, int]]]:
         """Send credit legs until they are answered, however long that takes: (n,) RESULT and the positions."""
