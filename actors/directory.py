@@ -7,6 +7,8 @@ it again. An older epoch never replaces a newer one.
 from __future__ import annotations
 
 import asyncio
+import json
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import ray
@@ -34,33 +36,44 @@ class ShardTable:
     def __init__(self) -> None:
         self.shards: dict[int, Registration] = {}
 
-    def register(self, registration: Registration) -> None:
-        """Take a shard's word, unless a newer shard has spoken."""
+    def register(self, registration: Registration) -> bool:
+        """Take a shard's word, unless a newer shard has spoken; whether that changed anything."""
         known = self.shards.get(registration.partition)
-        if known is None or registration.epoch >= known.epoch:
-            self.shards[registration.partition] = registration
+        if known == registration or (known is not None and registration.epoch < known.epoch):
+            return False
+        self.shards[registration.partition] = registration
+        return True
 
 
 class Directory:
     """The actor's class; `start_directory` makes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, published: Path | None = None) -> None:
         self._table = ShardTable()
+        self._published = published
 
     def __repr__(self) -> str:
         return f"Directory({len(self._table.shards)} shards)"
 
     async def register(self, partition: int, host: str, port: int, pid: int, epoch: int) -> None:
         """See `ShardTable.register`."""
-        self._table.register(Registration(partition, host, port, pid, epoch))
+        if self._table.register(Registration(partition, host, port, pid, epoch)) and self._published is not None:
+            _publish(self._published, self._table)
 
     async def shards(self) -> dict[int, tuple[str, int, int, int]]:
         """Partition → host, port, pid, epoch."""
         return {partition: tuple(found)[1:] for partition, found in self._table.shards.items()}  # type: ignore[misc]
 
 
-def start_directory() -> ActorHandle[Any]:
-    """The directory of this cluster, made if need be; it outlives its maker."""
+def _publish(path: Path, table: ShardTable) -> None:
+    """Write the table for programs on this machine that are not part of the cluster, in one step."""
+    draft = path.with_suffix(".new")
+    draft.write_text(json.dumps([registration._asdict() for registration in table.shards.values()]))
+    draft.replace(path)
+
+
+def start_directory(published: Path | None = None) -> ActorHandle[Any]:
+    """The directory of this cluster, made if need be; it outlives its maker. Its maker says where it is published."""
     options = {
         "name": NAME,
         "namespace": NAMESPACE,
@@ -71,7 +84,7 @@ def start_directory() -> ActorHandle[Any]:
         "num_cpus": 0,
         "max_concurrency": 1_000,
     }
-    return ray.remote(Directory).options(**options).remote()  # type: ignore[no-any-return]
+    return ray.remote(Directory).options(**options).remote(published)  # type: ignore[no-any-return]
 
 
 def locate_by(handle: ActorHandle[Any] | None = None, *, timeout_s: float = 2.0) -> Locate:

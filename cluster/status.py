@@ -83,7 +83,7 @@ async def _lag(running: Running) -> int | None:
     try:
         lag = await connection.fetchval(
             "SELECT (SELECT coalesce(sum(next), 0) FROM journal.head)"
-            " - (SELECT coalesce(sum(next), 0) FROM query.projection)"
+            " - (SELECT coalesce(sum(next_offset), 0) FROM query.projection)"
         )
         return int(lag)
     except asyncpg.PostgresError:
