@@ -16,10 +16,12 @@ import json
 import logging
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -123,7 +125,7 @@ def render(config: GatewayConfig) -> str:
     return template.substitute(
         engine=config.engine,
         threads=config.threads,
-        connections=config.connections_max,
+        connections=min(config.connections_max, _connections_allowed()),
         grace=_ms(config.stop_timeout_s),
         buffer=_BUFFER_BYTES,
         headers=config.headers_max,
@@ -184,6 +186,12 @@ def _check(config: GatewayConfig) -> None:
         raise GatewayError(f"headers may have at most {_HEADER_BYTES_MAX} bytes, not {config.header_bytes_max}")
 
 
+def _connections_allowed() -> int:
+    """HAProxy ends at once when it may not open two files for each connection."""
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if files == resource.RLIM_INFINITY else max(64, (files - 256) // 2)
+
+
 def _ms(seconds: float) -> str:
     return f"{max(1, round(seconds * 1000))}ms"
 
@@ -200,7 +208,7 @@ def _bind(host: str, port: int) -> str:
 def _tls_bind(config: GatewayConfig) -> str:
     if not config.tls_port:
         return "# no HTTPS"
-    certificate = _quoted(str(config.certificate))
+    certificate = _quoted(str(Path(config.certificate or "").absolute()))  # HAProxy runs in the run directory
     return f"bind {_bind(config.host, config.tls_port)} proto h1 ssl alpn http/1.1 crt {certificate}"
 
 
