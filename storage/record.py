@@ -347,8 +347,11 @@ class Reader:
         elif stored.epoch == self._epoch:
             record = decode(stored, self.partition, self._sequence, self._chain)
             self._sequence += 1
-        else:
+        elif stored.epoch < self._epoch:
             self.void += 1
+        else:
+            # Taken for void, everything that this writer acknowledged would be lost in silence.
+            raise Corrupt(self.partition, stored.offset, f"its writer's open record, {stored.epoch}, is missing")
         self._offset += 1
         return record
 
