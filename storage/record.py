@@ -269,7 +269,7 @@ def _record(offset: int, header: Mapping[str, int], batch: Any) -> Record:
     count = batch.num_rows
     rows = np.zeros(count, EVENT)
     others: dict[str, np.ndarray] = {"code": np.zeros(count, np.uint16), "detail": np.zeros(count, np.int64)}
-    rows["at"] = np.arange(header["at"], header["at"] + count)
+    rows["at"] = np.arange(count, dtype=np.int64) + np.int64(header["at"])
     notes: list[bytes | None] | None = None
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         if name == "note":

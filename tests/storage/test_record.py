@@ -82,7 +82,7 @@ def groups(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, list[bytes | None] 
     return rows, results, draw(st.none() | texts)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(groups())
 def test_any_group_comes_back_as_it_went_in(
     content: tuple[np.ndarray, np.ndarray, list[bytes | None] | None],
@@ -245,7 +245,7 @@ def test_any_flipped_bit_of_a_record_that_counts_is_detected_there_or_by_the_nex
     assert (raised.value.partition, raised.value.offset) == (PARTITION, which)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(which=st.sampled_from([0, 1, 3, 4, LAST_VALID]), where=st.floats(0, 1, exclude_max=True))
 def test_a_truncated_record_is_detected(which: int, where: float) -> None:
     victim = HISTORY[which]
