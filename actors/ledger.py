@@ -11,16 +11,24 @@ Arithmetic on money is on int64 and every sum is compared with AMOUNT_MAX before
 Numba makes float64 of a mixture of the two, so nothing here mixes them without a cast.
 """
 
+# ruff: noqa: SIM109, PLR1714 - a chain of comparisons compiles to a jump table; a tuple would be walked
+
 from __future__ import annotations
 
-from typing import Any, Final
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from numba import config, njit
 
+from actors import book as book_module
 from actors.book import (
     ACCOUNTS,
+    AHEAD_SIZE,
+    BLOCK,
+    BUCKETS,
     CHAIN_MAX,
     COUNT,
     FLIGHTS,
@@ -32,9 +40,14 @@ from actors.book import (
     ID_SKEW,
     ID_WINDOW,
     IDS,
+    MASK,
     PARTITION,
     PARTITIONS,
     POSTING,
+    RAISE_DAILY,
+    RAISE_NIGHTLY,
+    RAISE_PER_TRANSFER,
+    RAISE_WINDOW,
     REFUND_GENERATION,
     REFUND_WINDOW,
     REFUNDS,
@@ -44,23 +57,33 @@ from actors.book import (
     TRANSFERS,
     UNDO,
     Book,
+    Bool,
     Capacity,
+    Id,
+    Int,
     Row,
     Rows,
     Stats,
     Words,
     add,
     add_account,
+    bucket_of,
     check,
     clear,
+    compiled,
     digest,
     dump,
+    entry_point,
     find,
     find_account,
+    find_account_in,
+    hash_account,
     hash_id,
     heap_add,
     heap_remove,
+    inlined,
     new_book,
+    prefetch,
     remove,
     restore,
     stats,
@@ -181,14 +204,14 @@ _U31: Final = np.uint64(31)
 # Ids: what was answered to them, for two generations.
 
 
-@njit(forceinline=True, error_model="numpy")
-def _fold(h: np.uint64, value: np.uint64) -> np.uint64:
+@inlined
+def _fold(h: Id, value: Id) -> Id:
     h = (h ^ value) * _K
     return h ^ (h >> _U31)
 
 
-@njit(forceinline=True, error_model="numpy")
-def _content(row: Row) -> np.uint64:
+@inlined
+def _content(row: Row) -> Id:
     """48 bits of what makes two events with one id the same event. A leg has only its payee and amount in common with
     a copy that the outbox made again after a crash."""
     kind = row["kind"]
@@ -201,13 +224,13 @@ def _content(row: Row) -> np.uint64:
         h = _fold(h, row["check"])
         if kind == _HOLD:
             h = _fold(h, np.uint64(row["span"]))
-        elif kind == _OPEN or kind == _SET_LIMITS:  # noqa: PLR1714 - Numba compiles comparisons, not sets
+        elif kind == _OPEN or kind == _SET_LIMITS:
             h = _fold(h, np.uint64(row["total"]))
     return h >> _U16
 
 
-@njit(forceinline=True, error_model="numpy")
-def _generation(current: int, width: int, at: int) -> int:
+@inlined
+def _generation(current: Int, width: Int, at: Int) -> Int:
     """`at // width`, without the division while the generation is the current one."""
     start = current * width
     if start <= at and at - start < width:
@@ -215,8 +238,8 @@ def _generation(current: int, width: int, at: int) -> int:
     return at // width
 
 
-@njit(forceinline=True, error_model="numpy")
-def _seen(book: Book, hi: np.uint64, lo: np.uint64, h: np.uint64, at: int) -> int:
+@inlined
+def _seen(book: Book, hi: Id, lo: Id, h: Id, at: Int) -> Int:
     """The row in which the id is remembered at the time `at`, or -1.
 
     A UUIDv7 younger than the current generation cannot be in the one before: an id from the future is not accepted.
@@ -241,8 +264,8 @@ def _seen(book: Book, hi: np.uint64, lo: np.uint64, h: np.uint64, at: int) -> in
     return -1
 
 
-@njit(error_model="numpy")
-def _rotate_ids(book: Book, generation: int) -> None:
+@compiled
+def _rotate_ids(book: Book, generation: Int) -> None:
     meta = book.meta
     half = book.ids.shape[0] >> 1
     for slot in range(2):
@@ -251,17 +274,17 @@ def _rotate_ids(book: Book, generation: int) -> None:
     meta[ID_GENERATION] = generation
 
 
-@njit(forceinline=True, error_model="numpy")
-def _ids_full(book: Book, at: int) -> bool:
+@inlined
+def _ids_full(book: Book, at: Int) -> Bool:
     meta = book.meta
     current = meta[ID_GENERATION]
     if meta[IDS + (current & 1) * TABLE_SIZE + COUNT] < book.ids.shape[0] >> 1:
         return False
-    return bool(_generation(current, meta[ID_WINDOW] + meta[ID_SKEW], at) == current)
+    return _generation(current, meta[ID_WINDOW] + meta[ID_SKEW], at) == current
 
 
-@njit(forceinline=True, error_model="numpy")
-def _remember(book: Book, row: Row, h: np.uint64, content: np.uint64, code: int) -> None:
+@inlined
+def _remember(book: Book, row: Row, h: Id, content: Id, code: Int) -> None:
     meta = book.meta
     at = row["at"]
     generation = _generation(meta[ID_GENERATION], meta[ID_WINDOW] + meta[ID_SKEW], at)
@@ -274,16 +297,16 @@ def _remember(book: Book, row: Row, h: np.uint64, content: np.uint64, code: int)
     book.ids[entry]["word"] = (content << _U16) | np.uint64(code)
 
 
-@njit(error_model="numpy")
-def _recode(book: Book, hi: np.uint64, lo: np.uint64, at: int, code: int) -> None:
+@compiled
+def _recode(book: Book, hi: Id, lo: Id, at: Int, code: Int) -> None:
     """Change what is remembered of an id, if anything is."""
     entry = _seen(book, hi, lo, hash_id(hi, lo, np.uint64(book.meta[SEED])), at)
     if entry >= 0:
         book.ids[entry]["word"] = (book.ids[entry]["word"] & ~_CODE_MASK) | np.uint64(code)
 
 
-@njit(forceinline=True, error_model="numpy")
-def _age(meta: Words, row: Row) -> int:
+@inlined
+def _age(meta: Words, row: Row) -> Int:
     """Refuse an id whose memory may be lost already, or that is made ahead of time."""
     at = row["at"]
     if row["kind"] == _CREDIT_LEG:
@@ -300,21 +323,37 @@ def _age(meta: Words, row: Row) -> int:
 # Limits.
 
 
-@njit(forceinline=True, error_model="numpy")
-def _in_force(now: int, value: int, following: int, following_at: int) -> int:
-    return following if following >= 0 and following_at <= now else value
+@inlined
+def _per_transfer(book: Book, r: Int, now: Int) -> Int:
+    """A limit of account row `r` in force at `now`, with the raise that has come due; so the three that follow."""
+    if book.accounts[r]["waits"] & RAISE_PER_TRANSFER and book.raises[r]["per_transfer_at"] <= now:
+        return book.raises[r]["per_transfer"]
+    return book.accounts[r]["per_transfer"]
 
 
-@njit(forceinline=True, error_model="numpy")
-def _window(account: Row, now: int) -> int:
-    following = np.int64(account["next_window"])
-    if following >= 0 and account["next_window_at"] <= now:
-        return following
-    return np.int64(account["window"])
+@inlined
+def _daily(book: Book, r: Int, now: Int) -> Int:
+    if book.accounts[r]["waits"] & RAISE_DAILY and book.raises[r]["daily_at"] <= now:
+        return book.raises[r]["daily"]
+    return book.accounts[r]["daily"]
 
 
-@njit(forceinline=True, error_model="numpy")
-def _day_night(at: int, offset_ns: int, window: int) -> tuple[int, int]:
+@inlined
+def _nightly(book: Book, r: Int, now: Int) -> Int:
+    if book.accounts[r]["waits"] & RAISE_NIGHTLY and book.raises[r]["nightly_at"] <= now:
+        return book.raises[r]["nightly"]
+    return book.accounts[r]["nightly"]
+
+
+@inlined
+def _window(book: Book, r: Int, now: Int) -> Int:
+    if book.accounts[r]["waits"] & RAISE_WINDOW and book.raises[r]["window_at"] <= now:
+        return book.raises[r]["window"]
+    return np.int64(book.accounts[r]["window"])
+
+
+@inlined
+def _day_night(at: Int, offset_ns: Int, window: Int) -> tuple[Int, Int]:
     """The local day, and the day on which the running night began (-1 outside the window); low 16 bits of each."""
     minutes = (at + offset_ns) // _MINUTE_NS
     day = minutes // _DAY_MINUTES
@@ -332,8 +371,8 @@ def _day_night(at: int, offset_ns: int, window: int) -> tuple[int, int]:
     return day & 0xFFFF, night
 
 
-@njit(forceinline=True, error_model="numpy")
-def _within(limit: int, spent: int, amount: int, refusal: int, result: Row) -> int:
+@inlined
+def _within(limit: Int, spent: Int, amount: Int, refusal: Int, result: Row) -> Int:
     if limit != _NO_LIMIT:
         if amount > limit - spent:
             result["detail"] = max(limit - spent, 0)
@@ -343,24 +382,23 @@ def _within(limit: int, spent: int, amount: int, refusal: int, result: Row) -> i
     return _OK
 
 
-@njit(forceinline=True, error_model="numpy")
-def _check_limits(account: Row, at: int, amount: int, day: int, night: int, result: Row) -> int:
-    limit = _in_force(at, account["per_transfer"], account["next_per_transfer"], account["next_per_transfer_at"])
+@inlined
+def _check_limits(book: Book, d: Int, at: Int, amount: Int, day: Int, night: Int, result: Row) -> Int:
+    account = book.accounts[d]
+    limit = _per_transfer(book, d, at)
     if amount > limit:
         result["detail"] = limit
         return _LIMIT_PER_TRANSFER
-    limit = _in_force(at, account["daily"], account["next_daily"], account["next_daily_at"])
     spent = account["day_sum"] if np.int64(account["day"]) == day else np.int64(0)
-    code = _within(limit, spent, amount, _LIMIT_DAILY, result)
+    code = _within(_daily(book, d, at), spent, amount, _LIMIT_DAILY, result)
     if code == _OK and night >= 0:
-        limit = _in_force(at, account["nightly"], account["next_nightly"], account["next_nightly_at"])
         spent = account["night_sum"] if np.int64(account["night"]) == night else np.int64(0)
-        code = _within(limit, spent, amount, _LIMIT_NIGHT, result)
+        code = _within(_nightly(book, d, at), spent, amount, _LIMIT_NIGHT, result)
     return code
 
 
-@njit(forceinline=True, error_model="numpy")
-def _count(account: Row, amount: int, day: int, night: int) -> None:
+@inlined
+def _count(account: Row, amount: Int, day: Int, night: Int) -> None:
     if np.int64(account["day"]) == day:
         account["day_sum"] += amount
     else:
@@ -374,17 +412,17 @@ def _count(account: Row, amount: int, day: int, night: int) -> None:
             account["night_sum"] = amount
 
 
-@njit(error_model="numpy")
-def _give_back(account: Row, amount: int, day: int, night: int) -> None:
-    """Money that was counted and did not go out counts no more. A moved time zone may have reset a sum: never below 0."""
+@compiled
+def _give_back(account: Row, amount: Int, day: Int, night: Int) -> None:
+    """Money that did not go out counts no more. A change of the local time may have reset a sum: never below 0."""
     if day >= 0 and np.int64(account["day"]) == day:
         account["day_sum"] = max(account["day_sum"] - amount, 0)
     if night >= 0 and np.int64(account["night"]) == night:
         account["night_sum"] = max(account["night_sum"] - amount, 0)
 
 
-@njit(error_model="numpy")
-def _covers(window: int, minute: int) -> bool:
+@compiled
+def _covers(window: Int, minute: Int) -> Bool:
     first = window >> 16
     end = window & 0xFFFF
     if first < end:
@@ -392,17 +430,17 @@ def _covers(window: int, minute: int) -> bool:
     return minute >= first or minute < end
 
 
-@njit(error_model="numpy")
-def _widens(old: int, new: int) -> bool:
-    """Whether every minute of the old window lies in the new one: its ends and the new one's decide."""
+@compiled
+def _widens(old: Int, new: Int) -> Bool:
+    """Whether every minute of the old window lies in the new one."""
+    lost = 0
     for minute in range(_DAY_MINUTES):
-        if _covers(old, minute) and not _covers(new, minute):
-            return False
-    return True
+        lost += _covers(old, minute) and not _covers(new, minute)
+    return lost == 0
 
 
-@njit(error_model="numpy")
-def _valid_window(window: int) -> bool:
+@compiled
+def _valid_window(window: Int) -> Bool:
     first = window >> 16
     end = window & 0xFFFF
     return 0 <= first < _DAY_MINUTES and end <= _DAY_MINUTES and first != end
@@ -411,8 +449,8 @@ def _valid_window(window: int) -> bool:
 # Parties, and the money itself.
 
 
-@njit(forceinline=True, error_model="numpy")
-def _account_row(book: Book, account: np.uint64) -> int:
+@inlined
+def _account_row(book: Book, account: Id) -> Int:
     """The row of a customer's account of this partition, _UNKNOWN or _REMOTE."""
     if account < _FIRST_ACCOUNT or account >= _ACCOUNT_END:
         return _UNKNOWN
@@ -421,8 +459,8 @@ def _account_row(book: Book, account: np.uint64) -> int:
     return find_account(book.meta, book.accounts, book.account_heads, account)
 
 
-@njit(forceinline=True, error_model="numpy")
-def _check_debit(book: Book, d: int) -> int:
+@inlined
+def _check_debit(book: Book, d: Int) -> Int:
     if d < 0:
         return _UNKNOWN_DEBIT_ACCOUNT
     status = book.accounts[d]["status"]
@@ -431,8 +469,8 @@ def _check_debit(book: Book, d: int) -> int:
     return _DEBIT_ACCOUNT_CLOSED if status == _CLOSED else _DEBIT_ACCOUNT_FROZEN
 
 
-@njit(forceinline=True, error_model="numpy")
-def _check_credit(book: Book, c: int) -> int:
+@inlined
+def _check_credit(book: Book, c: Int) -> Int:
     if c == _REMOTE:
         return _OK
     if c == _UNKNOWN:
@@ -443,13 +481,13 @@ def _check_credit(book: Book, c: int) -> int:
     return _CREDIT_ACCOUNT_CLOSED if status == _CLOSED else _CREDIT_ACCOUNT_FROZEN
 
 
-@njit(forceinline=True, error_model="numpy")
-def _available(account: Row) -> int:
+@inlined
+def _available(account: Row) -> Int:
     return account["credits_posted"] - account["debits_posted"] - account["debits_pending"]
 
 
-@njit(forceinline=True, error_model="numpy")
-def _room(book: Book, c: int, amount: int) -> int:
+@inlined
+def _room(book: Book, c: Int, amount: Int) -> Int:
     """Whether the credit, or its way out through transit, can be made."""
     if c == _REMOTE:
         if book.meta[FLIGHTS + COUNT] >= book.flights.shape[0]:
@@ -458,8 +496,8 @@ def _room(book: Book, c: int, amount: int) -> int:
     return _OVERFLOW if book.accounts[c]["credits_posted"] > _MAX - amount else _OK
 
 
-@njit(forceinline=True, error_model="numpy")
-def _pay(book: Book, row: Row, balance: Row, d: int, c: int, amount: int) -> int:
+@inlined
+def _pay(book: Book, row: Row, balance: Row, d: Int, c: Int, amount: Int) -> Int:
     """Move money from row `d` to row `c`, or to transit when the payee is elsewhere."""
     book.accounts[d]["debits_posted"] += amount
     if c == _REMOTE:
@@ -471,8 +509,8 @@ def _pay(book: Book, row: Row, balance: Row, d: int, c: int, amount: int) -> int
     return _OK
 
 
-@njit(error_model="numpy")
-def _launch(book: Book, row: Row, d: int, credit: np.uint64, amount: int, day: int, night: int) -> None:
+@compiled
+def _launch(book: Book, row: Row, d: Int, credit: Id, amount: Int, day: Int, night: Int) -> None:
     """Put a payment into the outbox."""
     hi, lo = row["id_hi"], row["id_lo"]
     h = hash_id(hi, lo, np.uint64(book.meta[SEED]))
@@ -494,22 +532,22 @@ def _launch(book: Book, row: Row, d: int, credit: np.uint64, amount: int, day: i
 # Linked chains: what to restore when a later row fails.
 
 
-@njit(error_model="numpy")
-def _save(book: Book, account: int) -> None:
+@compiled
+def _save(book: Book, account: Int) -> None:
     top = book.meta[UNDO]
     book.undo_rows[top] = account
     book.undo[top] = book.accounts[account]
     book.meta[UNDO] = top + 1
 
 
-@njit(error_model="numpy")
-def _save_hold(book: Book, hold: int) -> None:
+@compiled
+def _save_hold(book: Book, hold: Int) -> None:
     top = book.meta[UNDO]
     book.undo_rows[top] = -(hold + 1)
     book.meta[UNDO] = top + 1
 
 
-@njit(error_model="numpy")
+@compiled
 def _undo(book: Book) -> None:
     for at in range(book.meta[UNDO] - 1, -1, -1):
         saved = book.undo_rows[at]
@@ -523,8 +561,8 @@ def _undo(book: Book) -> None:
 # The kinds.
 
 
-@njit(error_model="numpy")
-def _open(book: Book, row: Row) -> int:
+@compiled
+def _open(book: Book, row: Row) -> Int:
     account = row["debit"]
     window = row["total"] if row["total"] != 0 else np.int64(_DEFAULT_WINDOW)
     daily, nightly = np.int64(row["ref_hi"]), np.int64(row["ref_lo"])
@@ -543,15 +581,11 @@ def _open(book: Book, row: Row) -> int:
     new["daily"] = daily
     new["nightly"] = nightly
     new["window"] = window
-    new["next_window"] = -1
-    new["next_per_transfer"] = -1
-    new["next_daily"] = -1
-    new["next_nightly"] = -1
     return _OK
 
 
-@njit(error_model="numpy")
-def _close(book: Book, d: int) -> int:
+@compiled
+def _close(book: Book, d: Int) -> Int:
     code = _check_debit(book, d)
     if code != _OK:
         return code
@@ -564,8 +598,8 @@ def _close(book: Book, d: int) -> int:
     return _OK
 
 
-@njit(error_model="numpy")
-def _freeze(book: Book, d: int, status: int) -> int:
+@compiled
+def _freeze(book: Book, d: Int, status: Int) -> Int:
     """Freeze or unfreeze; an account that is so already stays so."""
     if d < 0:
         return _UNKNOWN_DEBIT_ACCOUNT
@@ -575,8 +609,8 @@ def _freeze(book: Book, d: int, status: int) -> int:
     return _OK
 
 
-@njit(error_model="numpy")
-def _set_limits(book: Book, row: Row, d: int) -> int:
+@compiled
+def _set_limits(book: Book, row: Row, d: Int) -> Int:
     at, delay = row["at"], row["span"]
     per_transfer, window = row["amount"], row["total"]
     daily, nightly = np.int64(row["ref_hi"]), np.int64(row["ref_lo"])
@@ -588,37 +622,54 @@ def _set_limits(book: Book, row: Row, d: int) -> int:
         return _INVALID_LIMIT
     if window != -1 and not _valid_window(window):
         return _INVALID_LIMIT
-    a = book.accounts[d]
-    since = at + delay
-    if per_transfer >= 0:
-        now = _in_force(at, a["per_transfer"], a["next_per_transfer"], a["next_per_transfer_at"])
-        raised = per_transfer > now
-        a["per_transfer"] = now if raised else per_transfer
-        a["next_per_transfer"] = per_transfer if raised else -1
-        a["next_per_transfer_at"] = since if raised else 0
-    if daily >= 0:
-        now = _in_force(at, a["daily"], a["next_daily"], a["next_daily_at"])
-        raised = daily > now
-        a["daily"] = now if raised else daily
-        a["next_daily"] = daily if raised else -1
-        a["next_daily_at"] = since if raised else 0
-    if nightly >= 0:
-        now = _in_force(at, a["nightly"], a["next_nightly"], a["next_nightly_at"])
-        raised = nightly > now
-        a["nightly"] = now if raised else nightly
-        a["next_nightly"] = nightly if raised else -1
-        a["next_nightly_at"] = since if raised else 0
-    if window >= 0:
-        now = _window(a, at)
-        waits = not _widens(now, window)
-        a["window"] = now if waits else window
-        a["next_window"] = window if waits else -1
-        a["next_window_at"] = since if waits else 0
+    _change_limits(book, d, at, at + delay, per_transfer, daily, nightly, window)
     return _OK
 
 
-@njit(error_model="numpy")
-def _deposit(book: Book, row: Row, balance: Row, c: int, chained: bool) -> int:
+@compiled
+def _change_limits(
+    book: Book, d: Int, at: Int, since: Int, per_transfer: Int, daily: Int, nightly: Int, window: Int
+) -> None:
+    """Take each limit that is not -1: a cut at once, a raise from `since` on; either replaces a raise that waits."""
+    account, raised = book.accounts[d], book.raises[d]
+    if per_transfer >= 0:
+        now = _per_transfer(book, d, at)
+        waits = per_transfer > now
+        account["per_transfer"] = now if waits else per_transfer
+        raised["per_transfer"] = per_transfer if waits else 0
+        raised["per_transfer_at"] = since if waits else 0
+        _wait(account, RAISE_PER_TRANSFER, waits)
+    if daily >= 0:
+        now = _daily(book, d, at)
+        waits = daily > now
+        account["daily"] = now if waits else daily
+        raised["daily"] = daily if waits else 0
+        raised["daily_at"] = since if waits else 0
+        _wait(account, RAISE_DAILY, waits)
+    if nightly >= 0:
+        now = _nightly(book, d, at)
+        waits = nightly > now
+        account["nightly"] = now if waits else nightly
+        raised["nightly"] = nightly if waits else 0
+        raised["nightly_at"] = since if waits else 0
+        _wait(account, RAISE_NIGHTLY, waits)
+    if window >= 0:
+        now = _window(book, d, at)
+        waits = not _widens(now, window)
+        account["window"] = now if waits else window
+        raised["window"] = window if waits else 0
+        raised["window_at"] = since if waits else 0
+        _wait(account, RAISE_WINDOW, waits)
+
+
+@compiled
+def _wait(account: Row, column: Int, waits: Bool) -> None:
+    others = np.int64(account["waits"]) & ~column
+    account["waits"] = others | column if waits else others
+
+
+@compiled
+def _deposit(book: Book, row: Row, balance: Row, c: Int, chained: Bool) -> Int:
     amount = row["amount"]
     if amount <= 0:
         return _INVALID_AMOUNT
@@ -633,8 +684,8 @@ def _deposit(book: Book, row: Row, balance: Row, c: int, chained: bool) -> int:
     return _pay(book, row, balance, _SETTLEMENT_ROW, c, amount)
 
 
-@njit(error_model="numpy")
-def _withdrawal(book: Book, row: Row, balance: Row, d: int, chained: bool) -> int:
+@compiled
+def _withdrawal(book: Book, row: Row, balance: Row, d: Int, chained: Bool) -> Int:
     amount = row["amount"]
     if amount <= 0:
         return _INVALID_AMOUNT
@@ -652,8 +703,8 @@ def _withdrawal(book: Book, row: Row, balance: Row, d: int, chained: bool) -> in
     return _pay(book, row, balance, d, _SETTLEMENT_ROW, amount)
 
 
-@njit(forceinline=True, error_model="numpy")
-def _check_parties(book: Book, row: Row, d: int, c: int) -> int:
+@inlined
+def _check_parties(book: Book, row: Row, d: Int, c: Int) -> Int:
     if row["amount"] <= 0:
         return _INVALID_AMOUNT
     if row["debit"] == row["credit"]:
@@ -662,16 +713,16 @@ def _check_parties(book: Book, row: Row, d: int, c: int) -> int:
     return code if code != _OK else _check_credit(book, c)
 
 
-@njit(forceinline=True, error_model="numpy")
-def _transfer(book: Book, row: Row, result: Row, balance: Row, d: int, c: int, offset_ns: int, chained: bool) -> int:
+@inlined
+def _transfer(book: Book, row: Row, result: Row, balance: Row, d: Int, c: Int, offset_ns: Int, chained: Bool) -> Int:
     """Transfer and hold: the payments that limits bound."""
     amount, at = row["amount"], row["at"]
     code = _check_parties(book, row, d, c)
     if code != _OK:
         return code
     payer = book.accounts[d]
-    day, night = _day_night(at, offset_ns, _window(payer, at))
-    code = _check_limits(payer, at, amount, day, night, result)
+    day, night = _day_night(at, offset_ns, _window(book, d, at))
+    code = _check_limits(book, d, at, amount, day, night, result)
     if code != _OK:
         return code
     if _available(payer) < amount:
@@ -690,8 +741,8 @@ def _transfer(book: Book, row: Row, result: Row, balance: Row, d: int, c: int, o
     return _pay(book, row, balance, d, c, amount)
 
 
-@njit(error_model="numpy")
-def _hold(book: Book, row: Row, d: int, day: int, night: int, chained: bool) -> int:
+@compiled
+def _hold(book: Book, row: Row, d: Int, day: Int, night: Int, chained: Bool) -> Int:
     if row["span"] <= 0 or row["span"] > _MAX - row["at"]:
         return _INVALID_EVENT
     if book.meta[HOLDS + COUNT] >= book.holds.shape[0]:
@@ -720,23 +771,23 @@ def _hold(book: Book, row: Row, d: int, day: int, night: int, chained: bool) -> 
     return _OK
 
 
-@njit(error_model="numpy")
-def _find_hold(book: Book, row: Row) -> int:
+@compiled
+def _find_hold(book: Book, row: Row) -> Int:
     hi, lo = row["ref_hi"], row["ref_lo"]
     h = hash_id(hi, lo, np.uint64(book.meta[SEED]))
     return find(book.meta, HOLDS, 0, book.holds, book.hold_heads, hi, lo, h)
 
 
-@njit(error_model="numpy")
-def _drop_hold(book: Book, h: int) -> None:
+@compiled
+def _drop_hold(book: Book, h: Int) -> None:
     if book.holds[h]["state"] == HELD:
         heap_remove(book.meta, book.heap, book.holds, h)
     book.holds[h]["state"] = FREE
     remove(book.meta, HOLDS, book.holds, book.hold_heads, h)
 
 
-@njit(error_model="numpy")
-def _release(book: Book, h: int, amount: int) -> None:
+@compiled
+def _release(book: Book, h: Int, amount: Int) -> None:
     """`amount` of a hold did not go out: it is available and uncounted again, and the hold is over."""
     hold = book.holds[h]
     account = book.accounts[hold["account"]]
@@ -745,8 +796,8 @@ def _release(book: Book, h: int, amount: int) -> None:
     _drop_hold(book, h)
 
 
-@njit(error_model="numpy")
-def _held(book: Book, row: Row, h: int) -> int:
+@compiled
+def _held(book: Book, row: Row, h: Int) -> Int:
     """Whether hold `h` can be posted or voided."""
     if h < 0 or book.holds[h]["state"] != HELD:
         return _NOT_HELD
@@ -757,8 +808,8 @@ def _held(book: Book, row: Row, h: int) -> int:
     return _HOLD_EXPIRED if book.holds[h]["expires_at"] <= row["at"] else _OK
 
 
-@njit(error_model="numpy")
-def _post(book: Book, row: Row, result: Row, balance: Row, h: int) -> int:
+@compiled
+def _post(book: Book, row: Row, result: Row, balance: Row, h: Int) -> Int:
     if row["amount"] < 0:
         return _INVALID_AMOUNT
     code = _held(book, row, h)
@@ -790,8 +841,8 @@ def _post(book: Book, row: Row, result: Row, balance: Row, h: int) -> int:
     return code
 
 
-@njit(error_model="numpy")
-def _void(book: Book, row: Row, result: Row, h: int) -> int:
+@compiled
+def _void(book: Book, row: Row, result: Row, h: Int) -> Int:
     code = _held(book, row, h)
     if code == _OK:
         result["detail"] = book.holds[h]["amount"]
@@ -799,8 +850,8 @@ def _void(book: Book, row: Row, result: Row, h: int) -> int:
     return code
 
 
-@njit(error_model="numpy")
-def _expire(book: Book, row: Row, result: Row, balance: Row) -> int:
+@compiled
+def _expire(book: Book, row: Row, result: Row, balance: Row) -> Int:
     h = _find_hold(book, row)
     if h < 0 or book.holds[h]["state"] != HELD:
         return _NOT_HELD
@@ -813,8 +864,8 @@ def _expire(book: Book, row: Row, result: Row, balance: Row) -> int:
     return _OK
 
 
-@njit(error_model="numpy")
-def _find_refunds(book: Book, hi: np.uint64, lo: np.uint64) -> int:
+@compiled
+def _find_refunds(book: Book, hi: Id, lo: Id) -> Int:
     """The row of an original's refunded sum: the newer generation's, for the older one's may have been carried over."""
     meta = book.meta
     h = hash_id(hi, lo, np.uint64(meta[SEED]))
@@ -827,8 +878,8 @@ def _find_refunds(book: Book, hi: np.uint64, lo: np.uint64) -> int:
     return -1
 
 
-@njit(error_model="numpy")
-def _add_refund(book: Book, row: Row, refunded: int) -> None:
+@compiled
+def _add_refund(book: Book, row: Row, refunded: Int) -> None:
     """Set an original's refunded sum, in the generation of `at`: that keeps it for the whole window."""
     meta = book.meta
     half = book.refunds.shape[0] >> 1
@@ -848,17 +899,17 @@ def _add_refund(book: Book, row: Row, refunded: int) -> None:
     book.refunds[r]["refunded"] = refunded
 
 
-@njit(error_model="numpy")
-def _refunds_full(book: Book, at: int) -> bool:
+@compiled
+def _refunds_full(book: Book, at: Int) -> Bool:
     meta = book.meta
     current = meta[REFUND_GENERATION]
     if meta[REFUNDS + (current & 1) * TABLE_SIZE + COUNT] < book.refunds.shape[0] >> 1:
         return False
-    return bool(_generation(current, meta[REFUND_WINDOW], at) == current)
+    return _generation(current, meta[REFUND_WINDOW], at) == current
 
 
-@njit(error_model="numpy")
-def _refund(book: Book, row: Row, result: Row, balance: Row, d: int, c: int) -> int:
+@compiled
+def _refund(book: Book, row: Row, result: Row, balance: Row, d: Int, c: Int) -> Int:
     amount = row["amount"]
     if row["total"] <= 0:
         return _INVALID_EVENT
@@ -886,8 +937,8 @@ def _refund(book: Book, row: Row, result: Row, balance: Row, d: int, c: int) -> 
     return _pay(book, row, balance, d, c, amount)
 
 
-@njit(error_model="numpy")
-def _credit_leg(book: Book, row: Row, balance: Row, c: int) -> int:
+@compiled
+def _credit_leg(book: Book, row: Row, balance: Row, c: Int) -> Int:
     amount = row["amount"]
     if amount <= 0:
         return _INVALID_EVENT
@@ -899,8 +950,8 @@ def _credit_leg(book: Book, row: Row, balance: Row, c: int) -> int:
     return _pay(book, row, balance, _TRANSIT_ROW, c, amount)
 
 
-@njit(error_model="numpy")
-def _land(book: Book, row: Row, result: Row, balance: Row, settled: bool) -> int:
+@compiled
+def _land(book: Book, row: Row, result: Row, balance: Row, settled: Bool) -> Int:
     """Settle or revert what is in flight under the event's id; nothing there is nothing to do."""
     hi, lo = row["id_hi"], row["id_lo"]
     h = hash_id(hi, lo, np.uint64(book.meta[SEED]))
@@ -928,8 +979,8 @@ def _land(book: Book, row: Row, result: Row, balance: Row, settled: bool) -> int
     return _OK
 
 
-@njit(error_model="numpy")
-def _give_money_back(book: Book, f: int, posted: int) -> None:
+@compiled
+def _give_money_back(book: Book, f: Int, posted: Int) -> None:
     """Undo a debit. It takes back what was added, so it cannot overflow and cannot be refused."""
     flight = book.flights[f]
     amount = flight["amount"]
@@ -950,44 +1001,44 @@ def _give_money_back(book: Book, f: int, posted: int) -> None:
 # Dispatch.
 
 
-@njit(forceinline=True, error_model="numpy")
-def _show_debit(book: Book, balance: Row, d: int) -> None:
+@inlined
+def _show_debit(book: Book, balance: Row, d: Int) -> None:
     balance["debit_posted"] = book.accounts[d]["credits_posted"] - book.accounts[d]["debits_posted"]
     balance["debit_pending"] = book.accounts[d]["debits_pending"]
 
 
-@njit(forceinline=True, error_model="numpy")
-def _has_form(row: Row, d: int, c: int) -> bool:
+@inlined
+def _has_form(row: Row, d: Int, c: Int) -> Bool:
     """Whether kind, partition and the reserved sides are as they must be."""
     kind = row["kind"]
-    if kind == _TRANSFER or kind == _HOLD or kind == _REFUND or _OPEN <= kind <= _SET_LIMITS:  # noqa: PLR1714
+    if kind == _TRANSFER or kind == _HOLD or kind == _REFUND or _OPEN <= kind <= _SET_LIMITS:
         return d != _REMOTE
     if kind == _DEPOSIT:
         return c != _REMOTE and (row["debit"] == _ANY or row["debit"] == _SETTLEMENT)
     if kind == _WITHDRAWAL:
         return d != _REMOTE and (row["credit"] == _ANY or row["credit"] == _SETTLEMENT)
-    if kind == _POST or kind == _VOID:  # noqa: PLR1714
+    if kind == _POST or kind == _VOID:
         return d != _REMOTE
-    return bool(kind == _CREDIT_LEG and c != _REMOTE)
+    return kind == _CREDIT_LEG and c != _REMOTE
 
 
-@njit(forceinline=True, error_model="numpy")
-def _valid_id(row: Row) -> bool:
+@inlined
+def _valid_id(row: Row) -> Bool:
     version = row["id_hi"] & _VERSION
-    return bool((version == _V7 or version == _V8) and row["id_lo"] >> _U62 == _VARIANT)  # noqa: PLR1714
+    return (version == _V7 or version == _V8) and row["id_lo"] >> _U62 == _VARIANT
 
 
-@njit(forceinline=True, error_model="numpy")
-def _may(book: Book, row: Row, d: int) -> bool:
+@inlined
+def _may(book: Book, row: Row, d: Int) -> Bool:
     """Whether the caller may act on the account: its owner and operators may. Who opens or pays in needs no account."""
     kind = row["kind"]
-    if row["actor"] == _ANY or d < 0 or kind == _OPEN or kind == _DEPOSIT or kind == _CREDIT_LEG:  # noqa: PLR1714
+    if row["actor"] == _ANY or d < 0 or kind == _OPEN or kind == _DEPOSIT or kind == _CREDIT_LEG:
         return True
-    return bool(book.accounts[d]["owner"] == row["actor"])
+    return book.accounts[d]["owner"] == row["actor"]
 
 
-@njit(error_model="numpy")
-def _rare(book: Book, row: Row, result: Row, balance: Row, d: int, c: int, h: int, chained: bool) -> int:
+@compiled
+def _rare(book: Book, row: Row, result: Row, balance: Row, d: Int, c: Int, h: Int, chained: Bool) -> Int:
     kind = row["kind"]
     if kind == _DEPOSIT:
         return _deposit(book, row, balance, c, chained)
@@ -1010,8 +1061,8 @@ def _rare(book: Book, row: Row, result: Row, balance: Row, d: int, c: int, h: in
     return _freeze(book, d, _FROZEN if kind == _FREEZE else _ACTIVE)
 
 
-@njit(error_model="numpy")
-def _outcome(book: Book, row: Row, result: Row, balance: Row, chained: bool) -> int:
+@compiled
+def _outcome(book: Book, row: Row, result: Row, balance: Row, chained: Bool) -> Int:
     """The shard's own events: they name what they end, and are not remembered by an id of their own."""
     if chained:
         return _NOT_LINKABLE
@@ -1020,26 +1071,29 @@ def _outcome(book: Book, row: Row, result: Row, balance: Row, chained: bool) -> 
     return _land(book, row, result, balance, row["kind"] == _SETTLE)
 
 
-@njit(forceinline=True, error_model="numpy")
-def _apply_row(book: Book, row: Row, result: Row, balance: Row, offset_ns: int, chained: bool, cut_off: bool) -> int:
+@inlined
+def _apply_row(
+    book: Book, row: Row, result: Row, balance: Row, place: Int, offset_ns: Int, chained: Bool, cut_off: Bool
+) -> Int:
+    """Apply one row, of which `_look_ahead` left word at `place`."""
     kind = row["kind"]
     result["at"] = row["at"]
-    if kind == _EXPIRE or kind == _SETTLE or kind == _REVERT:  # noqa: PLR1714
+    if kind == _EXPIRE or kind == _SETTLE or kind == _REVERT:
         return _outcome(book, row, result, balance, chained)
     h = np.int64(-1)
-    d = _account_row(book, row["debit"])
-    c = _account_row(book, row["credit"])
+    d = _found(book, book.ahead[place + 1], row["debit"])
+    c = _found(book, book.ahead[place + 2], row["credit"])
     if not _has_form(row, d, c):
         return _INVALID_EVENT
     if not _valid_id(row):
         return _INVALID_ID
-    if kind == _POST or kind == _VOID:  # noqa: PLR1714
+    if kind == _POST or kind == _VOID:
         h = _find_hold(book, row)
         if h >= 0 and row["debit"] == _ANY:
             d = np.int64(book.holds[h]["account"])
     if not _may(book, row, d):
         return _FORBIDDEN
-    key = hash_id(row["id_hi"], row["id_lo"], np.uint64(book.meta[SEED]))
+    key = book.ahead[place]
     content = _content(row)
     entry = _seen(book, row["id_hi"], row["id_lo"], key, row["at"])
     if entry >= 0:
@@ -1051,7 +1105,7 @@ def _apply_row(book: Book, row: Row, result: Row, balance: Row, offset_ns: int, 
         return _BOOK_FULL
     if chained and (cut_off or kind < _DEPOSIT or kind > _HOLD or (kind >= _TRANSFER and c == _REMOTE)):
         code = np.int64(_NOT_LINKABLE)
-    elif kind == _TRANSFER or kind == _HOLD:  # noqa: PLR1714
+    elif kind == _TRANSFER or kind == _HOLD:
         code = _transfer(book, row, result, balance, d, c, offset_ns, chained)
     else:
         code = _rare(book, row, result, balance, d, c, h, chained)
@@ -1062,8 +1116,8 @@ def _apply_row(book: Book, row: Row, result: Row, balance: Row, offset_ns: int, 
     return code
 
 
-@njit(forceinline=True, error_model="numpy")
-def _accepted(book: Book, row: Row, balance: Row, d: int) -> None:
+@inlined
+def _accepted(book: Book, row: Row, balance: Row, d: Int) -> None:
     kind = row["kind"]
     if kind == _DEPOSIT:
         _show_debit(book, balance, _SETTLEMENT_ROW)
@@ -1073,8 +1127,8 @@ def _accepted(book: Book, row: Row, balance: Row, d: int) -> None:
         book.meta[TRANSFERS] += 1
 
 
-@njit(error_model="numpy")
-def _again(book: Book, result: Row, entry: int, content: np.uint64) -> int:
+@compiled
+def _again(book: Book, result: Row, entry: Int, content: Id) -> Int:
     """The first answer once more, unless the id now stands for something else."""
     word = book.ids[entry]["word"]
     if word >> _U16 != content:
@@ -1084,8 +1138,8 @@ def _again(book: Book, result: Row, entry: int, content: np.uint64) -> int:
     return np.int64(word & _CODE_MASK)
 
 
-@njit(error_model="numpy")
-def _fail_chain(book: Book, rows: Rows, results: Rows, balances: Rows, first: int, failed: int) -> int:
+@compiled
+def _fail_chain(book: Book, rows: Rows, results: Rows, balances: Rows, first: Int, failed: Int) -> Int:
     """Take back rows first..failed-1, answer the whole chain, remember the answers; returns the row after the chain.
 
     A row that was answered before this chain keeps its first answer.
@@ -1110,7 +1164,7 @@ def _fail_chain(book: Book, rows: Rows, results: Rows, balances: Rows, first: in
             _recode(book, row["id_hi"], row["id_lo"], row["at"], _LINKED_FAILED)
             continue
         kind = row["kind"]
-        if kind == _EXPIRE or kind == _SETTLE or kind == _REVERT or not _valid_id(row):  # noqa: PLR1714
+        if kind == _EXPIRE or kind == _SETTLE or kind == _REVERT or not _valid_id(row):
             continue
         key = hash_id(row["id_hi"], row["id_lo"], seed)
         entry = _seen(book, row["id_hi"], row["id_lo"], key, row["at"])
@@ -1122,13 +1176,66 @@ def _fail_chain(book: Book, rows: Rows, results: Rows, balances: Rows, first: in
     return end + 1
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _apply(book: Book, rows: Rows, results: Rows, balances: Rows, offset_ns: int) -> None:
+@compiled
+def _look_ahead(book: Book, rows: Rows, start: Int) -> None:
+    """Find the accounts of the next rows and bring near what they will touch, one step of every walk at a time."""
+    meta, ids, ahead = book.meta, book.ids, book.ahead
+    count = min(BLOCK, rows.shape[0] - start)
+    seed = np.uint64(meta[SEED])
+    slot = meta[ID_GENERATION] & 1
+    table, base = IDS + slot * TABLE_SIZE, slot * (ids.shape[0] >> 1)
+    splits, round_mask = meta[table + BUCKETS], meta[table + MASK] >> 1
+    for k in range(count):
+        row, at = rows[start + k], AHEAD_SIZE * k
+        debit = bucket_of(hash_account(row["debit"], seed), meta, ACCOUNTS)
+        credit = bucket_of(hash_account(row["credit"], seed), meta, ACCOUNTS)
+        key = hash_id(row["id_hi"], row["id_lo"], seed)
+        prefetch(book.account_heads, debit, 0)
+        prefetch(book.account_heads, credit, 0)
+        prefetch(book.id_heads, base + bucket_of(key, meta, table), 0)
+        ahead[at] = key
+        ahead[at + 1] = debit
+        ahead[at + 2] = credit
+    for k in range(count):
+        at = AHEAD_SIZE * k
+        prefetch(book.accounts, np.int64(book.account_heads[np.int64(ahead[at + 1])]) - 1, 0)
+        prefetch(book.accounts, np.int64(book.account_heads[np.int64(ahead[at + 2])]) - 1, 0)
+        for bucket in (bucket_of(ahead[at], meta, table), (splits + k) & round_mask):
+            first = np.int64(book.id_heads[base + bucket]) - 1
+            prefetch(ids, base + first, 0)
+            prefetch(ids, base + first, 19)
+    for k in range(count):
+        row, at = rows[start + k], AHEAD_SIZE * k
+        debit = find_account_in(book.accounts, book.account_heads, np.int64(ahead[at + 1]), row["debit"])
+        credit = find_account_in(book.accounts, book.account_heads, np.int64(ahead[at + 2]), row["credit"])
+        prefetch(book.accounts, debit, 64)
+        ahead[at + 1] = debit + 1
+        ahead[at + 2] = credit + 1
+        for bucket in (bucket_of(ahead[at], meta, table), (splits + k) & round_mask):
+            first = np.int64(book.id_heads[base + bucket]) - 1
+            if first >= 0:
+                second = np.int64(ids[base + first]["next"]) - 1
+                prefetch(ids, base + second, 0)
+                prefetch(ids, base + second, 19)
+
+
+@inlined
+def _found(book: Book, word: Id, account: Id) -> Int:
+    """The account's row that was found ahead; if none was, it may have been opened since."""
+    return np.int64(word) - 1 if word != _ANY else _account_row(book, account)
+
+
+@compiled
+def _run(book: Book, rows: Rows, results: Rows, balances: Rows, offset_ns: Int) -> None:
     n = rows.shape[0]
     chain = np.int64(-1)  # first row of the open chain
     before = np.int64(0)
     i = np.int64(0)
+    start = np.int64(-BLOCK)
     while i < n:
+        if i >= start + BLOCK:
+            _look_ahead(book, rows, i)
+            start = i
         row, result, balance = rows[i], results[i], balances[i]
         result["detail"] = 0
         result["flags"] = 0
@@ -1143,7 +1250,7 @@ def _apply(book: Book, rows: Rows, results: Rows, balances: Rows, offset_ns: int
             before = book.meta[TRANSFERS]
         chained = chain >= 0
         cut_off = linked and (i == n - 1 or i - chain >= CHAIN_MAX - 1)
-        code = _apply_row(book, row, result, balance, offset_ns, chained, cut_off)
+        code = _apply_row(book, row, result, balance, AHEAD_SIZE * (i - start), offset_ns, chained, cut_off)
         result["code"] = code
         i += 1
         if chained:
@@ -1173,11 +1280,8 @@ def apply(book: Book, rows: Rows, results: Rows, balances: Rows, utc_offset_s: i
         raise TypeError("rows, results and balances must be EVENT, RESULT and BALANCE")
     if len(results) != len(rows) or len(balances) != len(rows):
         raise ValueError("results and balances must be as long as rows")
-    if config.DISABLE_JIT:
-        with np.errstate(over="ignore"):  # hashes wrap
-            _apply(book, rows, results, balances, utc_offset_s * 10**9)
-    else:
-        _apply(book, rows, results, balances, utc_offset_s * 10**9)
+    with np.errstate(over="ignore"):  # without the compiler, NumPy would warn that hashes wrap
+        _apply_rows(book, rows, results, balances, utc_offset_s * 10**9)
 
 
 def stamp(rows: Rows, now_ns: int, last_ns: int) -> int:
@@ -1191,12 +1295,12 @@ def stamp(rows: Rows, now_ns: int, last_ns: int) -> int:
     return first + len(rows) - 1 if len(rows) else last_ns
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _read(book: Book, ids: npt.NDArray[np.uint64], actors: npt.NDArray[np.uint64], now: int, out: Rows) -> None:
+@compiled
+def _read(book: Book, ids: npt.NDArray[np.uint64], actors: npt.NDArray[np.uint64], now: Int, out: Rows) -> None:
     for i in range(ids.shape[0]):
         answer = out[i]
         answer["id"] = ids[i]
-        if ids[i] == np.uint64(events.SETTLEMENT) or ids[i] == np.uint64(events.TRANSIT):  # noqa: PLR1714
+        if ids[i] == np.uint64(events.SETTLEMENT) or ids[i] == np.uint64(events.TRANSIT):
             r = np.int64(ids[i]) - 1
         else:
             r = _account_row(book, ids[i])
@@ -1212,29 +1316,59 @@ def _read(book: Book, ids: npt.NDArray[np.uint64], actors: npt.NDArray[np.uint64
         answer["debits_posted"] = a["debits_posted"]
         answer["credits_posted"] = a["credits_posted"]
         answer["debits_pending"] = a["debits_pending"]
-        _read_limits(a, answer, now)
+        _read_limits(book, r, answer, now)
 
 
-@njit(error_model="numpy")
-def _read_limits(a: Row, answer: Row, now: int) -> None:
-    answer["per_transfer"] = _in_force(now, a["per_transfer"], a["next_per_transfer"], a["next_per_transfer_at"])
-    answer["daily"] = _in_force(now, a["daily"], a["next_daily"], a["next_daily_at"])
-    answer["night"] = _in_force(now, a["nightly"], a["next_nightly"], a["next_nightly_at"])
-    answer["window"] = _window(a, now)
-    answer["next_per_transfer"] = answer["next_daily"] = answer["next_night"] = -1
+@compiled
+def _read_limits(book: Book, r: Int, answer: Row, now: Int) -> None:
+    answer["per_transfer"] = _per_transfer(book, r, now)
+    answer["daily"] = _daily(book, r, now)
+    answer["night"] = _nightly(book, r, now)
+    answer["window"] = _window(book, r, now)
+    answer["next_per_transfer"] = -1
+    answer["next_daily"] = -1
+    answer["next_night"] = -1
     answer["next_window"] = -1
-    if a["next_per_transfer"] >= 0 and a["next_per_transfer_at"] > now:
-        answer["next_per_transfer"] = a["next_per_transfer"]
-        answer["next_per_transfer_at"] = a["next_per_transfer_at"]
-    if a["next_daily"] >= 0 and a["next_daily_at"] > now:
-        answer["next_daily"] = a["next_daily"]
-        answer["next_daily_at"] = a["next_daily_at"]
-    if a["next_nightly"] >= 0 and a["next_nightly_at"] > now:
-        answer["next_night"] = a["next_nightly"]
-        answer["next_night_at"] = a["next_nightly_at"]
-    if a["next_window"] >= 0 and a["next_window_at"] > now:
-        answer["next_window"] = a["next_window"]
-        answer["next_window_at"] = a["next_window_at"]
+    waits, raised = book.accounts[r]["waits"], book.raises[r]
+    if waits & RAISE_PER_TRANSFER and raised["per_transfer_at"] > now:
+        answer["next_per_transfer"] = raised["per_transfer"]
+        answer["next_per_transfer_at"] = raised["per_transfer_at"]
+    if waits & RAISE_DAILY and raised["daily_at"] > now:
+        answer["next_daily"] = raised["daily"]
+        answer["next_daily_at"] = raised["daily_at"]
+    if waits & RAISE_NIGHTLY and raised["nightly_at"] > now:
+        answer["next_night"] = raised["nightly"]
+        answer["next_night_at"] = raised["nightly_at"]
+    if waits & RAISE_WINDOW and raised["window_at"] > now:
+        answer["next_window"] = raised["window"]
+        answer["next_window_at"] = raised["window_at"]
+
+
+def _source() -> int:
+    """A digest of what is compiled."""
+    files = (Path(__file__), Path(str(book_module.__file__)), Path(str(events.__file__)))
+    content = b"".join(file.read_bytes() for file in files)
+    return int.from_bytes(hashlib.blake2b(content, digest_size=7).digest(), "big")
+
+
+def _entry_points(source: int) -> tuple[Callable[..., int], Callable[..., int]]:
+    """What Python calls. Numba keeps compiled code by the entry point's own file and the variables it closes over:
+    without `source` among them, a change to another module would leave old rules in the cache."""
+
+    @entry_point
+    def apply_rows(book: Book, rows: Rows, results: Rows, balances: Rows, offset_ns: int) -> int:
+        _run(book, rows, results, balances, offset_ns)
+        return source
+
+    @entry_point
+    def read_rows(book: Book, ids: npt.NDArray[np.uint64], actors: npt.NDArray[np.uint64], now: int, out: Rows) -> int:
+        _read(book, ids, actors, now, out)
+        return source
+
+    return apply_rows, read_rows
+
+
+_apply_rows, _read_rows = _entry_points(_source())
 
 
 def read_accounts(
@@ -1251,7 +1385,7 @@ def read_accounts(
     if wanted.shape != by.shape:
         raise ValueError("as many actors as ids")
     with np.errstate(over="ignore"):
-        _read(book, wanted, by, now_ns, out)
+        _read_rows(book, wanted, by, now_ns, out)
     return out
 
 
@@ -1285,7 +1419,7 @@ def in_flight(book: Book) -> npt.NDArray[np.void]:
     rows["kind"] = Kind.CREDIT_LEG
     rows["id_hi"] = flying["hi"]
     rows["id_lo"] = flying["lo"]
-    rows["debit"] = flying["debit"]  # for readers of the payee's journal: whose transfer this answers
+    rows["debit"] = flying["debit"]  # for readers of the payee's journal: whose payment this is
     rows["credit"] = flying["credit"]
     rows["amount"] = flying["amount"]
     rows["span"] = flying["at"]
