@@ -46,7 +46,9 @@ async def collect(data: DataDirectory) -> dict[str, Any]:
     listed = await asyncio.to_thread(processes.listing, secrets.engine, RayNode(data.ray))
     if holder:
         listed.insert(0, processes.Process(holder, "supervisor", "razao up"))
-    found["processes"] = [{"role": one.role, "name": one.name, "pid": one.pid} for one in listed]
+    # Ray titles a shard's process by its class; which shard it is the shards have just told.
+    names = {shard["pid"]: shard["name"] for shard in found["shards"]}
+    found["processes"] = [{"role": p.role, "name": names.get(p.pid, p.name), "pid": p.pid} for p in listed]
     return found
 
 

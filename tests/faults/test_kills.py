@@ -74,7 +74,7 @@ def shard(engine: Engine, name: str) -> Callable[[], int | None]:
     """Finds the shard that serves under a name."""
 
     def find() -> int | None:
-        return next((one["pid"] for one in engine.status()["shards"] if one["name"] == name and one["epoch"]), None)
+        return next((one["pid"] for one in engine.status()["shards"] if one["name"] == name and one["serving"]), None)
 
     return find
 
