@@ -1,4 +1,4 @@
-"""`AccountShard`: the Ray actor around a shard. It starts the shard and its listener, registers them, and ends the process.
+"""`AccountShard`: the Ray actor around a shard. It starts the shard and its listener and registers them.
 
 Ray places it, names it, shows it and starts it again; everything else is in `actors/shard.py`. Any fatal error ends the
 process at once, with nothing answered after it: Ray makes a new one, which fences and recovers.
@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import ray
 from ray.actor import ActorHandle
@@ -24,12 +24,13 @@ from actors.failpoints import failpoints
 from actors.frames import FrameType
 from actors.ledger import Capacity
 from actors.ray_calls import actor_name
-from actors.recovery import Recovery, Snapshots, Windows
+from actors.recovery import Recovery, Windows, saved_in
 from actors.shard import Shard, ShardLimits
 from actors.shard_client import ShardClient
 from actors.shard_server import ShardServer
 from actors.transport import TcpTransport
 from storage.journal import Journal
+from storage.snapshots import SnapshotStore
 
 _LOG: Final = logging.getLogger(__name__)
 _REGISTER_S: Final = 1.0
@@ -43,7 +44,7 @@ class ShardConfig:
     partition: int
     partitions: int
     journal: Callable[[], Journal]
-    snapshots: Callable[[], Snapshots | None]
+    snapshots: Callable[[], SnapshotStore | None]
     secret: bytes  # of the streams
     chain_key: bytes
     host: str = "127.0.0.1"  # to listen on, and to tell the directory
@@ -63,6 +64,7 @@ class AccountShard:
         self._name = actor_name(config.partition)
         self._port = 0
         self._stopping = False
+        self._ready = asyncio.Event()
         failpoint = failpoints(config.failpoints)
         peers = None
         if config.partitions > 1:
@@ -70,11 +72,12 @@ class AccountShard:
             peers = ShardClient(transport, config.partitions, events=FrameType.LEGS)
         self._peers = peers
         self._journal = config.journal()
+        store = config.snapshots()
         recovery = Recovery(
             config.partition,
             config.partitions,
             journal=self._journal,
-            snapshots=config.snapshots(),
+            snapshots=None if store is None else saved_in(store),
             chain_key=config.chain_key,
             name=self._name,
             windows=config.windows,
@@ -101,8 +104,7 @@ class AccountShard:
 
     async def ready(self) -> int:
         """Wait until it serves; returns the epoch."""
-        while not self._shard.serving:
-            await asyncio.sleep(0.02)
+        await self._ready.wait()
         return self._shard.epoch
 
     async def stop(self) -> None:
@@ -118,11 +120,13 @@ class AccountShard:
     async def _serve(self) -> None:
         await self._shard.start()
         self._port = await self._server.start(self._config.host, self._config.port)
+        self._ready.set()
         _LOG.info("%s serves epoch %d on %s:%d", self._name, self._shard.epoch, self._config.host, self._port)
-        directory: ActorHandle[Any] | None = None
+        directory: Any = None
         while not self._stopping:
             try:
-                directory = directory or await asyncio.to_thread(start_directory)
+                if directory is None:
+                    directory = await asyncio.to_thread(start_directory)
                 told = directory.register.remote(
                     self._config.partition, self._config.host, self._port, os.getpid(), self._shard.epoch
                 )
@@ -148,7 +152,7 @@ def _end_on_failure(task: asyncio.Task[None]) -> None:
 
 
 def start_shard(config: ShardConfig, **options: Any) -> ActorHandle[Any]:
-    """The detached actor of `config.partition`, made if it is not there. `options` go to Ray (resources, environment)."""
+    """The detached actor of `config.partition`, made if it is not there. `options` go to Ray."""
     settings = {
         "name": actor_name(config.partition),
         "namespace": NAMESPACE,
@@ -160,4 +164,4 @@ def start_shard(config: ShardConfig, **options: Any) -> ActorHandle[Any]:
         "num_cpus": 0,
         **options,
     }
-    return ray.remote(AccountShard).options(**settings).remote(config)  # type: ignore[no-any-return]
+    return cast("ActorHandle[Any]", ray.remote(AccountShard).options(**settings).remote(config))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import ray
 from ray.actor import ActorHandle
@@ -62,7 +62,8 @@ class Directory:
 
     async def shards(self) -> dict[int, tuple[str, int, int, int]]:
         """Partition → host, port, pid, epoch."""
-        return {partition: tuple(found)[1:] for partition, found in self._table.shards.items()}  # type: ignore[misc]
+        known = self._table.shards.values()
+        return {found.partition: (found.host, found.port, found.pid, found.epoch) for found in known}
 
 
 def _publish(path: Path, table: ShardTable) -> None:
@@ -84,19 +85,21 @@ def start_directory(published: Path | None = None) -> ActorHandle[Any]:
         "num_cpus": 0,
         "max_concurrency": 1_000,
     }
-    return ray.remote(Directory).options(**options).remote(published)  # type: ignore[no-any-return]
+    return cast("ActorHandle[Any]", ray.remote(Directory).options(**options).remote(published))
 
 
 def locate_by(handle: ActorHandle[Any] | None = None, *, timeout_s: float = 2.0) -> Locate:
     """Ask the directory. Without a handle it is looked up by name, again after each failure."""
-    found = handle
+    found: Any = handle
 
     async def locate(partition: int) -> Address | None:
         nonlocal found
         try:
             if found is None:
                 found = await asyncio.get_running_loop().run_in_executor(None, _find)
-            shards = await asyncio.wait_for(asyncio.wrap_future(found.shards.remote().future()), timeout_s)
+            shards: dict[int, tuple[str, int, int, int]] = await asyncio.wait_for(
+                asyncio.wrap_future(found.shards.remote().future()), timeout_s
+            )
         except (ray.exceptions.RayError, ValueError, TimeoutError) as error:
             found = handle
             raise ConnectionError(f"the directory does not answer: {error}") from error
@@ -106,5 +109,5 @@ def locate_by(handle: ActorHandle[Any] | None = None, *, timeout_s: float = 2.0)
     return locate
 
 
-def _find() -> ActorHandle[Any]:
+def _find() -> Any:
     return ray.get_actor(NAME, namespace=NAMESPACE)

@@ -2,7 +2,7 @@
 
 A frame is a 16-byte header (payload length, type, request id) and a payload whose rows start at a multiple of eight, so
 that a received payload is used as an array where it lies. Answers carry the request's id and may come in any order.
-Every decoder checks all lengths before it looks at a row; what does not fit exactly is `Malformed`, and the stream ends.
+Every decoder checks all lengths before it looks at a row; what does not fit is `Malformed`, and the stream ends.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hmac
 import struct
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -205,9 +205,7 @@ def decode_answer(kind: FrameType, payload: Buffer) -> Answer:
     later = kind is FrameType.LATER
     if count > ROWS_MAX or len(payload) != end + (4 * count if later else 0):
         raise Malformed("answer of a wrong length")
-    positions = {
-        partition: offset for partition, offset in _POSITION.iter_unpack(memoryview(payload)[_ANSWER.size : start])
-    }
+    positions = dict(_POSITION.iter_unpack(memoryview(payload)[_ANSWER.size : start]))
     indices = np.frombuffer(payload, np.uint32, count, end) if later else None
     return Answer(np.frombuffer(payload, dtype, count, start), positions, indices)
 
@@ -246,9 +244,10 @@ def _frame_type(kind: int) -> FrameType:
 
 
 class FrameProtocol(asyncio.BufferedProtocol):
-    """Cuts a stream into frames. Small ones are copied out of one buffer; a large one is received where it will be used.
+    """Cuts a stream into frames. Small ones are copied out of one buffer; a large one is received where it stays.
 
-    `on_frame` gets payloads that nobody else holds. `Malformed` from it, or a frame beyond `payload_max`, ends the stream.
+    `on_frame` gets payloads that nobody else holds. `Malformed` from it, or a frame beyond `payload_max`, ends the
+    stream.
     """
 
     payload_max: int
@@ -274,15 +273,17 @@ class FrameProtocol(asyncio.BufferedProtocol):
             self.transport.write(data)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")  # noqa: S101
-        self.transport = transport  # type: ignore[assignment]
+        """The stream is there."""
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
 
     def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes go."""
         if self._large is not None:
             return memoryview(self._large)[self._filled :]
         return self._buffer[self._end :]
 
     def buffer_updated(self, nbytes: int) -> None:
+        """So many bytes have come."""
         try:
             self._received(nbytes)
         except Malformed:

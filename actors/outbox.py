@@ -2,8 +2,8 @@
 
 The book's in-flight table is the outbox; this is the hand that empties it. Credit legs leave only when their debit is
 durable, one batch per destination while the next gathers. An answer decides the outcome: whoever waits is told at once,
-and a settle or revert goes into the own shard's next group. A leg too old to be judged is kept and reported, never given
-back: the payee's shard may have applied it once.
+and a settle or revert goes into the own shard's next group. A leg too old to be judged is kept and reported, never
+given back: the payee's shard may have applied it once.
 """
 
 from __future__ import annotations

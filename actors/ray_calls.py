@@ -1,7 +1,7 @@
 """The shard's protocol by Ray actor calls: for jobs and tools that have no stream, and to compare with.
 
-A frame is an argument, the answering frame is the result. Rows that are in flight are asked for by a second call with the
-same ids, which waits: so nothing needs to be kept on the shard's side between calls.
+A frame is an argument, the answering frame is the result. Rows that are in flight are asked for by a second call with
+the same ids, which waits: so nothing needs to be kept on the shard's side between calls.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def actor_name(partition: int) -> str:
 
 
 class RayTransport:
-    """Links to the named shard actors of this cluster. A lost call may have been executed: the client retries its ids."""
+    """Links to the named shard actors of this cluster. A lost call may have been executed: its ids are sent again."""
 
     def __init__(self, partitions: int, *, timeout_s: float = 5.0) -> None:
         self._partitions = partitions
@@ -113,7 +113,7 @@ class _CallLink:
         return np.flatnonzero(frames.decode_answer(kind, payload).rows["code"] == Code.IN_FLIGHT)
 
 
-def _find(partition: int) -> ActorHandle[Any]:
+def _find(partition: int) -> Any:
     return ray.get_actor(actor_name(partition), namespace=NAMESPACE)
 
 

@@ -7,11 +7,13 @@ not sure of its balances serves none.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -21,7 +23,9 @@ from storage import record
 from storage.events import BALANCE, RESULT
 from storage.journal import Corrupt, Journal, Writer
 from storage.record import START, Chain, Position, Reader, Record
+from storage.snapshots import Snapshot, SnapshotStore
 
+_LOG: Final = logging.getLogger(__name__)
 _HOUR_NS: Final = 3600 * 10**9
 
 
@@ -33,20 +37,17 @@ class Windows(NamedTuple):
     refund_window_ns: int = 90 * 24 * _HOUR_NS
 
 
-class Saved(Protocol):
-    """A book as it was at a position of the journal."""
-
-    position: Position
-    last_ns: int  # stamp of the newest row before the position
-    arrays: dict[str, Any]
+LoadSnapshot = Callable[[int], Awaitable[Snapshot | None]]
+"""Gives a partition's newest valid snapshot. Its meta has `last_ns`, the stamp of the newest row in it."""
 
 
-class Snapshots(Protocol):
-    """Where books are saved."""
+def saved_in(store: SnapshotStore) -> LoadSnapshot:
+    """Snapshots from a store, read in a thread."""
 
-    async def newest(self, partition: int) -> Saved | None:
-        """The newest one that is whole, or None. Damaged ones are passed over."""
-        ...
+    async def load(partition: int) -> Snapshot | None:
+        return await asyncio.to_thread(store.load_newest, partition)
+
+    return load
 
 
 class Recovered(NamedTuple):
@@ -75,9 +76,9 @@ def own_identity() -> dict[str, Any]:
 def known_dead(identity: Mapping[str, Any]) -> bool:
     """Whether that process is certainly gone. A process that cannot be seen from here is not."""
     try:
-        if identity["host"] != _host() or not Path("/proc/self/stat").exists():
+        if str(identity["host"]) != _host() or not Path("/proc/self/stat").exists():
             return False
-        return _started(int(identity["pid"])) != identity["start"]
+        return _started(int(identity["pid"])) != int(identity["start"])
     except (KeyError, TypeError, ValueError):
         return False
 
@@ -109,7 +110,7 @@ class Recovery:
         partitions: int,
         *,
         journal: Journal,
-        snapshots: Snapshots | None,
+        snapshots: LoadSnapshot | None,
         chain_key: bytes,
         name: str,
         windows: Windows = Windows(),  # noqa: B008 - immutable
@@ -141,12 +142,9 @@ class Recovery:
         Raises:
             Corrupt: the journal is damaged or does not say what the kernel says.
         """
-        saved = None if self._snapshots is None else await self._snapshots.newest(self.partition)
-        if saved is not None and saved.position.offset > writer.epoch:
-            raise Corrupt(self.partition, saved.position.offset, "a snapshot from after the journal's end")
-        book = self._new_book() if saved is None else ledger.restore(saved.arrays, self._capacity)
-        position = START if saved is None else saved.position
-        last_ns = 0 if saved is None else saved.last_ns
+        book, position, last_ns = await self._start()
+        if position.offset > writer.epoch:
+            raise Corrupt(self.partition, position.offset, "a snapshot from after the journal's end")
         reader = Reader(self._journal, self.partition, self._chain_key, position)
         writers: list[_Writers] = []
         wrote = False
@@ -169,6 +167,16 @@ class Recovery:
             raise Corrupt(self.partition, writer.epoch, "the own open record is not there")
         alone = self._alone(writers, position)
         return Recovered(book, Chain(self._chain_key, end.chain), end.sequence, writer.epoch, last_ns, alone)
+
+    async def _start(self) -> tuple[Book, Position, int]:
+        """Where replay begins: book, position, and the stamp of the newest row before it."""
+        saved = None if self._snapshots is None else await self._snapshots(self.partition)
+        if saved is not None:
+            try:
+                return ledger.restore(saved.arrays, self._capacity), saved.position, int(saved.meta["last_ns"])
+            except (KeyError, ValueError) as error:
+                _LOG.warning("partition %d: the snapshot is not used: %s", self.partition, error)
+        return self._new_book(), START, 0
 
     def _new_book(self) -> Book:
         windows = self._windows

@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol
 from zoneinfo import ZoneInfo
 
 import numpy as np
+import numpy.typing as npt
 
 from actors import ledger
 from actors.failpoints import Failpoint, nothing
@@ -150,6 +151,18 @@ class _Group:
                 work.replies.resolved(work.request, numbers[own] - work.start, results[own], positions)
 
 
+class _Flight:
+    """Rows of an answered group whose callers wait for other shards."""
+
+    __slots__ = ("group", "number", "rows", "since")
+
+    def __init__(self, number: int, since: float, group: _Group, rows: Array) -> None:
+        self.number = number
+        self.since = since
+        self.group = group
+        self.rows = rows  # their numbers in the group
+
+
 _NONE: Final = np.zeros(0, EVENT)
 _NO_RESULTS: Final = np.zeros(0, RESULT)
 
@@ -215,7 +228,7 @@ class Shard:
         self._wake = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
         self._ticking: asyncio.TimerHandle | None = None
-        self._flying: dict[int, tuple[float, _Group, Array]] = {}  # callers who wait for other shards
+        self._flying: dict[int, _Flight] = {}  # callers who wait for other shards
         self._flight_number = 0
         self._also: dict[tuple[int, int], list[tuple[float, _Group, int]]] = {}  # who repeated an id in flight
         self._also_rows = 0
@@ -331,7 +344,7 @@ class Shard:
         self._queued(work.count)
 
     def legs(self, rows: Array, replies: Replies, request: int) -> None:
-        """Queue another shard's credit legs. Never refused: one batch per shard is under way at most, so they are few."""
+        """Queue another shard's credit legs. Never refused: few batches per shard are under way, so they are few."""
         self._legs.append(_Work(rows, None, replies, request))
         self._queued(len(rows))
 
@@ -365,7 +378,7 @@ class Shard:
         if not refused.any() or work.replies is None:
             return work
         replies = _Thinned(work.replies, refused)
-        notes = None if work.notes is None else [work.notes[place] for place in np.flatnonzero(~refused)]
+        notes = None if work.notes is None else [work.notes[place] for place in np.flatnonzero(~refused).tolist()]
         thin = _Work(work.rows[~refused], notes, replies, work.request)
         if thin.count == 0:
             replies.answered(work.request, _NO_RESULTS, {})
@@ -468,7 +481,7 @@ class Shard:
         if keep is None or keep.any():
             notes = _notes(group.works)
             if keep is not None:
-                notes = None if notes is None else [notes[place] for place in np.flatnonzero(keep)]
+                notes = None if notes is None else [notes[place] for place in np.flatnonzero(keep).tolist()]
                 rows, results = rows[keep], results[keep]
             group.payload = record.encode(
                 rows,
@@ -556,9 +569,10 @@ class Shard:
             read.replies.states(read.request, read.states, {self.partition: self._offset})
         if group.flight is not None and self._outbox is not None:
             self._flight_number += 1
-            self._flying[self._flight_number] = (self._clock.monotonic(), group, group.flight)
+            flight = _Flight(self._flight_number, self._clock.monotonic(), group, group.flight)
+            self._flying[flight.number] = flight
             legs = _legs(self._book, group.rows[group.flight], group.results[group.flight])
-            self._outbox.send(legs, (self._flight_number, group), group.flight)
+            self._outbox.send(legs, flight, group.flight)
 
     # Across shards.
 
@@ -571,24 +585,21 @@ class Shard:
         codes = results["code"].copy()
         codes[codes == Code.LEG_EXPIRED] = Code.UNSURE
         if tag is not None:
-            number, group = tag  # type: ignore[misc]
-            self._resolve(number, group, numbers, codes, positions)
+            assert isinstance(tag, _Flight)  # noqa: S101
+            self._resolve(tag, numbers, codes, positions)
         if self._also:
             ids = zip(legs["id_hi"].tolist(), legs["id_lo"].tolist(), codes.tolist(), strict=True)
             for hi, lo, code in ids:
                 for _, group, number in self._also.pop((hi, lo), ()):
                     self._resolve_one(group, number, code, positions)
 
-    def _resolve(self, number: int, group: _Group, numbers: Array, codes: Array, positions: dict[int, int]) -> None:
-        waiting = self._flying.get(number)
-        if waiting is None:
+    def _resolve(self, flight: _Flight, numbers: Array, codes: Array, positions: dict[int, int]) -> None:
+        if flight.number not in self._flying:
             return  # they were told UNSURE
-        since, _, rows = waiting
-        rest = rows[~np.isin(rows, numbers)]
-        if len(rest):
-            self._flying[number] = (since, group, rest)
-        else:
-            del self._flying[number]
+        flight.rows = flight.rows[~np.isin(flight.rows, numbers)]
+        if len(flight.rows) == 0:
+            del self._flying[flight.number]
+        group = flight.group
         results = group.results[numbers]
         results["code"] = codes
         group.resolve(numbers, results, {**group.positions, **positions})
@@ -627,13 +638,13 @@ class Shard:
             self._queued(len(due))
 
     def _give_up_waiting(self, before: float) -> None:
-        for number, (since, group, rows) in list(self._flying.items()):
-            if since > before:
+        for flight in list(self._flying.values()):
+            if flight.since > before:
                 break  # in the order of their start
-            del self._flying[number]
-            results = group.results[rows]
+            del self._flying[flight.number]
+            results = flight.group.results[flight.rows]
             results["code"] = Code.UNSURE
-            group.resolve(rows, results, group.positions)
+            flight.group.resolve(flight.rows, results, flight.group.positions)
         for key, waiters in list(self._also.items()):
             late = [waiter for waiter in waiters if waiter[0] <= before]
             if late:
@@ -644,7 +655,7 @@ class Shard:
                     del self._also[key]
 
 
-def journaled(rows: Array, results: Array) -> Array | None:
+def journaled(rows: Array, results: Array) -> npt.NDArray[np.bool_] | None:
     """Mask of the rows that a record must have; None = all.
 
     A row that changed nothing (a repeat, a stateless refusal) is left out, unless another row of its chain did: then
@@ -653,7 +664,7 @@ def journaled(rows: Array, results: Array) -> Array | None:
     idle = (results["code"] >= FIRST_STATELESS) | ((results["flags"] & ResultFlag.REPLAYED) != 0)
     if not idle.any():
         return None
-    keep = ~idle
+    keep: npt.NDArray[np.bool_] = ~idle
     linked = (rows["flags"] & Flag.LINKED) != 0
     if linked.any() and keep.any():
         starts = np.flatnonzero(np.concatenate(([True], ~linked[:-1])))
@@ -665,7 +676,7 @@ def journaled(rows: Array, results: Array) -> Array | None:
 def _legs(book: Book, rows: Array, results: Array) -> Array:
     """The credit legs of rows that just went in flight."""
     legs = np.zeros(len(rows), EVENT)
-    for name in ("id_hi", "id_lo", "credit", "amount"):
+    for name in ("id_hi", "id_lo", "debit", "credit", "amount"):
         legs[name] = rows[name]
     legs["span"] = results["at"]
     legs["kind"] = Kind.CREDIT_LEG

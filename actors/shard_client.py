@@ -452,10 +452,7 @@ class ShardClient:
         """
         if notes is not None and len(notes) != len(rows):
             raise ValueError("one note a row")
-        if len(rows) == 1:
-            call = self._apply_one(rows, notes, deadline)
-        else:
-            call = self._apply_many(rows, notes, deadline)
+        call = (self._apply_one if len(rows) == 1 else self._apply_many)(rows, notes, deadline)
         return Outcome(*await call.future)
 
     async def read(self, ids: Array, actors: Array, deadline: float) -> States:
@@ -636,7 +633,7 @@ def _parts(call: _Call, rows: Array, notes: Notes | None, places: Array) -> list
 
 
 def _cuts(rows: Array, notes: Notes | None) -> list[tuple[int, int]]:
-    """Where to cut so that no piece has too many rows or (chains apart) too many bytes of notes, and no chain is cut."""
+    """Where to cut: no piece has too many rows or (chains apart) too many bytes of notes, and no chain is cut."""
     linked = (rows["flags"] & Flag.LINKED) != 0
     ends = np.flatnonzero(~linked) + 1  # a piece may end after any row that is not tied to the next
     sizes = np.zeros(len(rows) + 1, np.int64)

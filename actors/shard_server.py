@@ -157,12 +157,12 @@ class _Stream(FrameProtocol, Answers):
 
     def pause_writing(self) -> None:
         """The peer does not read: neither do we."""
-        if isinstance(self.transport, asyncio.ReadTransport):
+        if self.transport is not None:
             self.transport.pause_reading()
 
     def resume_writing(self) -> None:
         """It reads again."""
-        if isinstance(self.transport, asyncio.ReadTransport) and not self._stopped:
+        if self.transport is not None and not self._stopped:
             self.transport.resume_reading()
 
     def stop_reading(self) -> None:

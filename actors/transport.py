@@ -1,7 +1,7 @@
 """How a client reaches a shard: a link takes whole frames and gives whole frames back.
 
-Three implementations pass one contract suite: framed TCP streams (the data plane), Ray actor calls (`actors/ray_calls.py`,
-for jobs and tools), and the faulty network of the simulation. None of them retries: that is the client's business,
+Framed TCP streams (the data plane) and Ray actor calls (`actors/ray_calls.py`, for jobs and tools) pass one contract
+suite; the simulation has a third implementation, which fails. None of them retries: that is the client's business,
 which resends the same ids.
 """
 

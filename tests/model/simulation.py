@@ -11,7 +11,7 @@ import asyncio
 import heapq
 import random
 import selectors
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -31,7 +31,7 @@ WINDOWS: Final = Windows()
 CAPACITY: Final = Capacity(accounts=256, ids=1 << 14, holds=1 << 10, in_flight=1 << 10, refunds=1 << 10)
 
 
-class Deadlock(AssertionError):
+class Deadlock(AssertionError):  # noqa: N818
     """Everybody waits and no timer is set."""
 
 
@@ -79,7 +79,7 @@ class Faults:
 
 
 class SimJournal:
-    """Logs in memory. `disturb` makes one landing per call, where a crash, a delay or a lost answer may come between."""
+    """Logs in memory. A crash, a delay or a lost answer may come between the steps of an append."""
 
     def __init__(self, partitions: int, die: random.Random, faults: Faults) -> None:
         self.logs: list[list[Stored]] = [[] for _ in range(partitions)]
@@ -137,6 +137,9 @@ class NodeJournal:
         await self.shared.pause()
         await self.node.thawed()
         return len(self.shared.logs[partition])
+
+    async def heads(self) -> dict[int, int]:
+        return {partition: len(log) for partition, log in enumerate(self.shared.logs)}
 
     async def read(self, partition: int, offset: int, until: int | None = None) -> AsyncIterator[Stored]:
         log = self.shared.logs[partition]
@@ -214,7 +217,7 @@ class Node:
         self.alive = True
         self.frozen = False
         self.clock = NodeClock(world.die)
-        self.links: set[SimLink] = set()
+        self.links: dict[SimLink, None] = {}  # in order: a set's would differ from run to run
         self._held: list[Callable[[], None]] = []
         self._thaw: asyncio.Event = asyncio.Event()
         self._thaw.set()
@@ -329,9 +332,9 @@ class SimTransport:
                 node.shard.suspect(epoch)
             raise Unreachable("an old shard")
         link = SimLink(world, self._owner, node, receiver)
-        node.links.add(link)
+        node.links[link] = None
         if self._owner is not None:
-            self._owner.links.add(link)
+            self._owner.links[link] = None
         return link
 
     async def moved(self, link: Link) -> bool:
@@ -376,9 +379,9 @@ class SimLink:
             asyncio.get_running_loop().call_later(self._world.latency(), receiver.lost, self)
 
     def _drop(self) -> None:
-        self._node.links.discard(self)
+        self._node.links.pop(self, None)
         if self._owner is not None:
-            self._owner.links.discard(self)
+            self._owner.links.pop(self, None)
 
     def _carry(self, way: str, data: bytes, deliver: Callable[[bytes], None]) -> None:
         world = self._world
@@ -481,7 +484,7 @@ class World:
         if self._healing and self.current.get(node.partition) is node:
             self.start_node(node.partition)
 
-    def known_dead(self, identity: dict[str, Any]) -> bool:
+    def known_dead(self, identity: Mapping[str, Any]) -> bool:
         """What can be found out about a predecessor: a dead one may look alive, never the other way round."""
         node = self.nodes[identity["pid"]]
         return not node.alive and self.die.random() < 0.7
