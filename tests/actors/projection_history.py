@@ -114,26 +114,30 @@ class History:
         return self.random.choice([a for a in self.accounts if partition_of(a, PARTITIONS) == partition])
 
     def _refer(self, partition: int, kind: Kind) -> tuple[Id, Known] | None:
-        found = [(id_, known) for id_, known in self.known.items() if known.kind is kind and known.partition == partition]
-        return self.random.choice(found[-30:]) if found else None
+        found = [
+            (id_, known) for id_, known in self.known.items() if known.kind is kind and known.partition == partition
+        ]
+        held = [(id_, known) for id_, known in found if known.status == "held"]
+        wanted = held if held and self.random.random() < 0.9 else found
+        return self.random.choice(wanted[-30:]) if wanted else None
 
     def unit(self, partition: int) -> list[Row]:
         """One event, or one linked chain, that a client might send."""
         kinds = {
-            Kind.TRANSFER: 12, Kind.DEPOSIT: 5, Kind.HOLD: 5, Kind.POST: 4, Kind.REFUND: 3, Kind.VOID: 2,
-            Kind.WITHDRAWAL: 2, Kind.FREEZE: 1, Kind.UNFREEZE: 2, Kind.CLOSE: 1, Kind.OPEN: 1, Kind.SET_LIMITS: 1,
+            Kind.TRANSFER: 24, Kind.DEPOSIT: 16, Kind.HOLD: 16, Kind.POST: 16, Kind.REFUND: 8, Kind.VOID: 3,
+            Kind.WITHDRAWAL: 3, Kind.FREEZE: 1, Kind.UNFREEZE: 8, Kind.CLOSE: 1, Kind.OPEN: 1, Kind.SET_LIMITS: 2,
         }  # fmt: skip
         if self.random.random() < 0.08:
             return self._chain(partition)
-        (kind,) = self.random.choices(list(kinds), kinds.values())
+        (kind,) = self.random.choices(list(kinds), list(kinds.values()))
         return [self._single(partition, kind)]
 
     def _single(self, partition: int, kind: Kind) -> Row:
-        own, amount = self._own(partition), self.random.choice([0, 1, 5, 70, 900])
+        own, amount = self._own(partition), self.random.choice([0, 1, 5, 5, 70, 70, 300])
         if kind is Kind.OPEN:
             return self.open(partition)
         if kind is Kind.DEPOSIT:
-            return self.event(partition, kind, debit=1, credit=own, amount=amount * 3)
+            return self.event(partition, kind, debit=1, credit=own, amount=amount * 6)
         if kind is Kind.WITHDRAWAL:
             return self.event(partition, kind, debit=own, credit=1, amount=amount)
         if kind is Kind.SET_LIMITS:
@@ -143,8 +147,9 @@ class History:
             return self.event(partition, kind, debit=own)
         if kind in {Kind.POST, Kind.VOID} and (hold := self._refer(partition, Kind.HOLD)):
             part = self.random.choice([0, 1, hold[1].amount, hold[1].amount + 1]) if kind is Kind.POST else 0
+            # As a shard takes it: with the accounts that the hold has, or with none.
             named = {"debit": hold[1].debit, "credit": hold[1].credit} if self.random.random() < 0.5 else {}
-            return self.event(partition, kind, ref=hold[0], amount=part, **(named or {"debit": hold[1].debit}))
+            return self.event(partition, kind, ref=hold[0], amount=part, **named)
         if kind is Kind.REFUND:
             paid = [(i, k) for i, k in self.known.items() if partition_of(k.credit, PARTITIONS) == partition]
             paid = [(i, k) for i, k in paid if k.kind is Kind.TRANSFER and k.status == "settled"]
@@ -155,8 +160,9 @@ class History:
                     partition, kind, debit=known.credit, credit=known.debit, ref=id_, amount=some, total=known.amount,
                     span=known.at,
                 )  # fmt: skip
-        payee = self.random.choice([*self.accounts, *self.accounts, 999 << 10 | self.random.randrange(2)])
-        span = self.random.choice([1_000, 50_000_000, 10**12]) if kind is Kind.HOLD else 0
+        unknown = 999 << 10 | self.random.randrange(2)
+        payee = unknown if self.random.random() < 0.04 else self.random.choice(self.accounts)
+        span = self.random.choice([1_000, 50_000_000, 10**12, 10**12]) if kind is Kind.HOLD else 0
         kind = kind if kind is Kind.HOLD else Kind.TRANSFER
         return self.event(partition, kind, debit=own, credit=payee, amount=amount, span=span)
 
@@ -167,8 +173,12 @@ class History:
             payer, payee = self.random.sample(local, 2)
             span = self.random.choice([0, 0, 10**9])
             kind = Kind.HOLD if span else Kind.TRANSFER
-            rows.append(self.event(partition, kind, debit=payer, credit=payee, amount=self.random.choice([1, 400]), span=span))
-        done = [id_ for id_, known in self.known.items() if known.kind is Kind.TRANSFER and known.partition == partition]
+            rows.append(
+                self.event(partition, kind, debit=payer, credit=payee, amount=self.random.choice([1, 400]), span=span)
+            )
+        done = [
+            id_ for id_, known in self.known.items() if known.kind is Kind.TRANSFER and known.partition == partition
+        ]
         if done and self.random.random() < 0.3:
             known = self.known[id_ := self.random.choice(done)]
             rows.insert(1, self.event(
@@ -181,7 +191,7 @@ class History:
     # -- applying them --------------------------------------------------------------------------------------------
 
     def step(self, units: int = 6) -> list[Recorded]:
-        """Both partitions' next records: what clients sent, what fell due, and legs and outcomes that were under way."""
+        """Both partitions' next records: what clients sent, what fell due, legs and outcomes that were under way."""
         if not self.accounts:
             return [self._record(p, [[self.open(p)] for _ in range(8)]) for p in range(PARTITIONS)]
         made = []
