@@ -307,6 +307,7 @@ class Gateway:
         self._run_dir = config.run_dir.absolute()
         self._file = self._run_dir / "gateway.cfg"
         self._log_file = self._run_dir / "gateway.log"
+        self._stats_socket = self._run_dir / "haproxy.sock"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *, timeout_s: float = 10) -> None:
@@ -323,6 +324,7 @@ class Gateway:
         write_private(self._file, content)
         for port in self._ports():
             _check_free(self._config.host, port)
+        self._stats_socket.unlink(missing_ok=True)
         program = _program(self._run_dir)
         environment = {**os.environ, **self._config.env}
         self._check_configuration(program, environment)
@@ -335,7 +337,7 @@ class Gateway:
                 stdout=log,
                 stderr=log,
             )
-        self._await_ports(time.monotonic() + timeout_s)
+        self._await_readiness(time.monotonic() + timeout_s)
 
     def stop(self) -> None:
         """Accept nothing new, let requests in progress finish, then end the process."""
@@ -370,15 +372,15 @@ class Gateway:
         if checked.returncode:
             raise GatewayError(f"HAProxy refuses {self._file}:\n{_complaints(checked.stderr)}")
 
-    def _await_ports(self, deadline: float) -> None:
-        for port in self._ports():
-            while not _accepts(self._config.host, port):
-                if not self.is_alive():
-                    raise GatewayError(f"HAProxy ended at its start:\n{_complaints(self._log_file.read_bytes())}")
-                if time.monotonic() > deadline:
-                    self.stop()
-                    raise GatewayError(f"HAProxy does not accept connections on port {port}")
-                time.sleep(0.005)
+    def _await_readiness(self, deadline: float) -> None:
+        """The stats socket comes last, when everything listens."""
+        while not (self._stats_socket.exists() and all(_accepts(self._config.host, port) for port in self._ports())):
+            if not self.is_alive():
+                raise GatewayError(f"HAProxy ended at its start:\n{_complaints(self._log_file.read_bytes())}")
+            if time.monotonic() > deadline:
+                self.stop()
+                raise GatewayError(f"HAProxy does not accept connections; its log is {self._log_file}")
+            time.sleep(0.005)
 
 
 def _complaints(output: bytes) -> str:
