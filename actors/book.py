@@ -177,19 +177,23 @@ _K2: Final = np.uint64(0xBF58476D1CE4E5B9)
 _K3: Final = np.uint64(0x94D049BB133111EB)
 
 
+_PART: Final = {"error_model": "numpy", "_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_ENTRY: Final = {"error_model": "numpy", "_nrt": False, "cache": True, "nogil": True}
+
+
 def compiled(function: F) -> F:
     """Compile a part of the kernel. Nothing in it allocates, so it goes without reference counts, 2/3 of the time."""
-    return cast(F, _njit(error_model="numpy", _nrt=False)(function))
+    return cast(F, _njit(**_PART)(function))
 
 
 def inlined(function: F) -> F:
     """The same for what is small or hot."""
-    return cast(F, _njit(error_model="numpy", _nrt=False, forceinline=True)(function))
+    return cast(F, _njit(**_PART, forceinline=True)(function))
 
 
 def entry_point(function: F) -> F:
-    """The same for what Python calls: compiled once and kept on disk, and run without the interpreter's lock."""
-    return cast(F, _njit(error_model="numpy", _nrt=False, cache=True, nogil=True)(function))
+    """The same for what Python calls: kept on disk, and run without the interpreter's lock."""
+    return cast(F, _njit(**_ENTRY)(function))
 
 
 class Capacity(NamedTuple):
@@ -724,7 +728,7 @@ def digest(book: Book) -> bytes:
     return result.digest()
 
 
-@compiled
+@entry_point
 def _chained(meta: Words, table: Int, base: Int, rows: Rows, heads: Links, marks: npt.NDArray[np.uint8]) -> Int:
     """Rows that the index reaches in their right buckets; marks each. -1 = a wrong bucket, a link astray or a loop."""
     reached = 0
@@ -743,7 +747,7 @@ def _chained(meta: Words, table: Int, base: Int, rows: Rows, heads: Links, marks
     return reached
 
 
-@compiled
+@entry_point
 def _chained_accounts(meta: Words, accounts: Rows, heads: Links, marks: npt.NDArray[np.uint8]) -> Int:
     reached = 0
     for bucket in range(meta[ACCOUNTS + BUCKETS]):

@@ -497,7 +497,7 @@ def _room(book: Book, c: Int, amount: Int) -> Int:
 
 
 @inlined
-def _pay(book: Book, row: Row, balance: Row, d: Int, c: Int, amount: Int) -> Int:
+def _pay(book: Book, balance: Row, d: Int, c: Int, amount: Int) -> Int:
     """Move money from row `d` to row `c`, or to transit when the payee is elsewhere."""
     book.accounts[d]["debits_posted"] += amount
     if c == _REMOTE:
@@ -681,7 +681,7 @@ def _deposit(book: Book, row: Row, balance: Row, c: Int, chained: Bool) -> Int:
     if chained:
         _save(book, _SETTLEMENT_ROW)
         _save(book, c)
-    return _pay(book, row, balance, _SETTLEMENT_ROW, c, amount)
+    return _pay(book, balance, _SETTLEMENT_ROW, c, amount)
 
 
 @compiled
@@ -700,7 +700,7 @@ def _withdrawal(book: Book, row: Row, balance: Row, d: Int, chained: Bool) -> In
     if chained:
         _save(book, d)
         _save(book, _SETTLEMENT_ROW)
-    return _pay(book, row, balance, d, _SETTLEMENT_ROW, amount)
+    return _pay(book, balance, d, _SETTLEMENT_ROW, amount)
 
 
 @inlined
@@ -738,7 +738,7 @@ def _transfer(book: Book, row: Row, result: Row, balance: Row, d: Int, c: Int, o
     _count(payer, amount, day, night)
     if c == _REMOTE:
         _launch(book, row, d, row["credit"], amount, day, night)
-    return _pay(book, row, balance, d, c, amount)
+    return _pay(book, balance, d, c, amount)
 
 
 @compiled
@@ -831,7 +831,7 @@ def _post(book: Book, row: Row, result: Row, balance: Row, h: Int) -> Int:
         return code
     result["detail"] = amount
     book.accounts[d]["debits_pending"] -= amount
-    code = _pay(book, row, balance, d, c, amount)
+    code = _pay(book, balance, d, c, amount)
     if c == _REMOTE:
         _launch(book, row, d, hold["credit"], amount, -1, -1)
         heap_remove(book.meta, book.heap, book.holds, h)
@@ -934,7 +934,7 @@ def _refund(book: Book, row: Row, result: Row, balance: Row, d: Int, c: Int) -> 
     _add_refund(book, row, refunded + amount)
     if c == _REMOTE:
         _launch(book, row, d, row["credit"], amount, -1, -1)
-    return _pay(book, row, balance, d, c, amount)
+    return _pay(book, balance, d, c, amount)
 
 
 @compiled
@@ -947,7 +947,7 @@ def _credit_leg(book: Book, row: Row, balance: Row, c: Int) -> Int:
         return code
     if book.accounts[_TRANSIT_ROW]["debits_posted"] > _MAX - amount or _room(book, c, amount) != _OK:
         return _OVERFLOW
-    return _pay(book, row, balance, _TRANSIT_ROW, c, amount)
+    return _pay(book, balance, _TRANSIT_ROW, c, amount)
 
 
 @compiled
