@@ -80,7 +80,11 @@ class Site:
         }
         self.config = GatewayConfig(**{**defaults, **timeouts, **settings})
         self.gateway = Gateway(self.config)
-        self.gateway.start()
+        try:
+            self.gateway.start()
+        except GatewayError:
+            self.close()
+            raise
 
     def start_replica(self) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "tests.cluster.replica", str(self.app_port), str(self.directory)]
