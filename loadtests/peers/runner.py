@@ -36,6 +36,7 @@ class Peer:
 
     port: int
     dsn: str
+    pid: int  # of uvicorn's parent; its workers are children
 
     def add_accounts(self, accounts: Mapping[int, str], balance: int) -> None:
         """Open `accounts` (id → owner) with `balance` centavos each, straight in the database."""
@@ -96,7 +97,7 @@ def running(
     server.start()
     try:
         asyncio.run(create_schema(server.dsn))
-        peer = Peer(port or free, server.dsn)
+        port = port or free
         environment = {
             "PEER_DSN": server.dsn,
             "PEER_JWKS": str(jwks),
@@ -105,15 +106,15 @@ def running(
             "PEER_POOL": str(pool),
             "PEER_VARIANT": variant,
         }
-        with application("loadtests.peers.postgres_ledger:create_app", peer.port, environment, workers):
-            yield peer
+        with application("loadtests.peers.postgres_ledger:create_app", port, environment, workers) as pid:
+            yield Peer(port, server.dsn, pid)
     finally:
         server.stop()
 
 
 @contextlib.contextmanager
-def application(factory: str, port: int, environment: Mapping[str, str], workers: int) -> Iterator[None]:
-    """Run an ASGI application under uvicorn as a process group of its own, and end that group at the end.
+def application(factory: str, port: int, environment: Mapping[str, str], workers: int) -> Iterator[int]:
+    """Run an ASGI application under uvicorn as a process group of its own; yields its pid, ends the group at the end.
 
     Raises:
         RuntimeError: it did not answer `GET /healthz` in 30 s.
@@ -124,7 +125,7 @@ def application(factory: str, port: int, environment: Mapping[str, str], workers
     process = subprocess.Popen(command, env={**os.environ, **environment}, cwd=root, start_new_session=True)
     try:
         await_health(port, process)
-        yield
+        yield process.pid
     finally:
         end_group(process)
 

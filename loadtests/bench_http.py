@@ -1,0 +1,208 @@
+"""What clients get over HTTP: single transfers against the peer and against constant routes, and batches.
+
+Sides take turns in short rounds (A B A B …), with everything but the side under load held still, so that a noisy
+moment of the machine hits all of them. A ratio is of the sums over all rounds; the note shows its spread by round.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import uvloop
+
+from loadtests import traffic
+from loadtests.generator import Check, Report, merge, run
+from loadtests.peers import constant, runner
+from loadtests.rows import DURABLE, Goal, Row
+from loadtests.stacks import ACCOUNT_BALANCE, Engine, Stack, taking_turns
+
+Say = Callable[[str], None]
+
+CLIENTS: Final = 64
+ACCOUNTS: Final = 1000
+BATCH_ROWS: Final = 8190
+PIX_MEAN_RATE: Final = 3626
+"""Brazil's record day of Pix, as a mean per second (domain §6)."""
+
+_NOTHING: Final = "no state"
+
+
+@dataclass
+class Side:
+    """One contender: where the load goes, what it is, and what came back in each round."""
+
+    name: str
+    stack: Stack
+    source: Iterator[bytes]
+    rounds: list[Report] = field(default_factory=list)
+
+    @property
+    def total(self) -> Report:
+        """All rounds as one."""
+        return merge(self.rounds)
+
+
+def singles(engine: Engine, accounts: list[str], *, rounds: int, seconds: float, say: Say) -> list[Row]:
+    """Single transfers, 64 clients: ours through the gateway against the peer without one, random and hot."""
+    with ExitStack() as ends:
+        data = Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="razao-peer-")))
+        say("starting the peer")
+        peer = ends.enter_context(runner.running(data / "postgres", engine.jwks))
+        peer.add_accounts({int(account): "bench" for account in accounts}, ACCOUNT_BALANCE)
+        other = Stack("peer", peer.port, peer.pid, "/healthz")
+        sides: dict[str, Side] = {}
+        for kind, pairs in (("random", traffic.random_pairs), ("hot", traffic.hot_pairs)):
+            for stack in (engine, other):
+                source = traffic.transfers(engine.host, engine.token, pairs(accounts, seed=1))
+                sides[f"{stack.name} {kind}"] = Side(f"{stack.name} {kind}", stack, source)
+        _play(list(sides.values()), [engine, other], engine, rounds=rounds, seconds=seconds, say=say)
+        if peer.total() != ACCOUNT_BALANCE * len(accounts):
+            raise RuntimeError("the peer has lost or made money")
+    made = []
+    for kind, name, factor in (("random", "random pairs", 5), ("hot", "a hot account", 15)):
+        ours, theirs = sides[f"razao {kind}"], sides[f"peer {kind}"]
+        bounds = (Goal("≥", factor, of_ratio=True), *((Goal("≥", PIX_MEAN_RATE),) if kind == "random" else ()))
+        made.append(_rate_row("singles", f"transfers, {CLIENTS} clients, {name}", ours, theirs, bounds))
+        made.append(_p99_row(f"p99, {name}", ours, theirs))
+    return made
+
+
+def constants(engine: Engine, accounts: list[str], *, rounds: int, seconds: float, say: Say) -> list[Row]:
+    """The same transfers against routes that do nothing: behind Serve's HAProxy, behind our gateway, on our listener."""
+    with ExitStack() as ends:
+        data = Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="razao-constant-")))
+        stacks: list[Stack] = [engine]
+        source = traffic.transfers(engine.host, engine.token, traffic.random_pairs(accounts, seed=2))
+        sides = [Side("razao", engine, source)]
+        for name in ("serve", "gateway", "listener"):
+            say(f"starting the constant route: {name}")
+            stack = ends.enter_context(constant.running(name, data / name))
+            get = traffic.request("GET", constant.PATH, f"127.0.0.1:{stack.port}", engine.token)
+            stacks.append(stack)
+            sides.append(Side(name, stack, traffic.repeat(get)))
+        _play(sides, stacks, engine, rounds=rounds, seconds=seconds, say=say)
+    ours, serve, gateway, listener = sides
+    return [
+        _rate_row("constant", "transfers by a constant route behind Serve's HAProxy", ours, serve, (_ratio(3),)),
+        _rate_row("constant", "transfers by a constant route behind our gateway", ours, gateway),
+        _rate_row(
+            "constant", "constant route, ours behind our gateway by Serve's", gateway, serve, durability=_NOTHING
+        ),
+        _rate_row("constant", "constant route, our listener bare by Serve's", listener, serve, durability=_NOTHING),
+    ]
+
+
+def batches(engine: Engine, accounts: list[str], *, count: int, connections: int, say: Say) -> list[Row]:
+    """Batches of 8,190 through the front door, as Arrow and as JSON; every row of every answer is checked."""
+    made = []
+    kinds: list[tuple[str, Callable[..., list[bytes]], Callable[[int], Check], int, int]] = [
+        ("Arrow", traffic.arrow_batches, traffic.check_arrow_batch, 250_000, count),
+        ("JSON", traffic.json_batches, traffic.check_json_batch, 60_000, max(8, count // 3)),
+    ]
+    for name, make, check, bound, number in kinds:
+        say(f"{name} batches: {number} of {BATCH_ROWS:,} rows")
+        warm_up = max(4, number // 5)
+        source = make(engine.host, engine.token, accounts, rows=BATCH_ROWS, batches=number + warm_up, seed=3)
+        report = uvloop.run(
+            run(
+                source,
+                host="127.0.0.1",
+                port=engine.port,
+                connections=connections,
+                warm_up_requests=warm_up,
+                check=check(BATCH_ROWS),
+            )
+        )
+        behind = engine.await_projection()
+        made.append(
+            Row(
+                section="batches",
+                name=f"{name} batches of {BATCH_ROWS:,} over HTTP, half cross-shard",
+                figure=report.rate * BATCH_ROWS,
+                unit="/s",
+                durability=DURABLE,
+                goals=(Goal("≥", bound),),
+                note=f"{connections} connections, p50 {report.percentile_ms(50):.0f} ms a batch, "
+                f"query side caught up {behind:.1f} s later",
+                invalid=_fault(report),
+            )
+        )
+    return made
+
+
+def _play(sides: list[Side], stacks: list[Stack], engine: Engine, *, rounds: int, seconds: float, say: Say) -> None:
+    """Let every side run once per round, beginning with another one each time."""
+    with taking_turns(stacks) as turn:
+        for number in range(rounds):
+            first = number % len(sides)
+            for side in itertools.chain(sides[first:], sides[:first]):
+                turn(side.stack)
+                report = uvloop.run(
+                    run(
+                        side.source,
+                        host="127.0.0.1",
+                        port=side.stack.port,
+                        connections=CLIENTS,
+                        seconds=seconds,
+                        warm_up_seconds=min(1.0, seconds / 2),
+                    )
+                )
+                side.rounds.append(report)
+                say(
+                    f"round {number + 1}/{rounds}  {side.name:14} {report.rate:8,.0f}/s  "
+                    f"p50 {report.percentile_ms(50):6.1f} ms  p99 {report.percentile_ms(99):6.1f} ms"
+                )
+                if side.stack is engine:
+                    engine.await_projection()  # its rest must neither burden the next side nor be left out for ever
+
+
+def _ratio(factor: float) -> Goal:
+    return Goal("≥", factor, of_ratio=True)
+
+
+def _rate_row(
+    section: str, name: str, ours: Side, theirs: Side, goals: tuple[Goal, ...] = (), durability: str = DURABLE
+) -> Row:
+    total, other = ours.total, theirs.total
+    ratios = [a.rate / b.rate for a, b in zip(ours.rounds, theirs.rounds, strict=True) if b.rate]
+    spread = f"by round {min(ratios):.2f} to {max(ratios):.2f}; " if ratios else ""
+    return Row(
+        section=section,
+        name=name,
+        figure=total.rate,
+        unit="/s",
+        durability=durability,
+        goals=goals,
+        peer=other.rate,
+        peer_name="/s",
+        note=f"{spread}p50 {total.percentile_ms(50):.1f} against {other.percentile_ms(50):.1f} ms",
+        invalid=_fault(total) or _fault(other),
+    )
+
+
+def _p99_row(name: str, ours: Side, theirs: Side) -> Row:
+    total, other = ours.total, theirs.total
+    return Row(
+        section="singles",
+        name=name,
+        figure=total.percentile_ms(99),
+        unit="ms",
+        durability=DURABLE,
+        goals=(Goal("<", 0.25, of_ratio=True), Goal("<", 50)),
+        peer=other.percentile_ms(99),
+        peer_name="ms",
+        note="the 50 ms are for quiet cores",
+        invalid=_fault(total) or _fault(other),
+    )
+
+
+def _fault(report: Report) -> str:
+    if not report.failures:
+        return "" if report.requests else "no answers"
+    return f"{report.failures} of {report.requests} failed: {dict(report.statuses)}, {report.examples[:1]}"
