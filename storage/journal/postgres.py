@@ -84,8 +84,9 @@ _LOCK_PATIENCE_S: Final = 1.0
 _RETRY_S: Final = 0.1
 _CREATE_LOCK: Final = 0x52617A616F  # advisory lock: "Razao"
 
-_LOST: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
-"""What asyncpg raises when a connection is refused or lost, a statement fails, or time is up."""
+_LOST: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
+"""What asyncpg raises when a connection is refused or lost (the internal error: lost just then), a statement fails, or
+time is up."""
 
 _PASSING: Final = (
     asyncpg.PostgresConnectionError,
@@ -93,6 +94,7 @@ _PASSING: Final = (
     asyncpg.InsufficientResourcesError,
     asyncpg.LockNotAvailableError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
     OSError,
     TimeoutError,
 )

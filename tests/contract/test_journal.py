@@ -428,6 +428,8 @@ async def test_a_cancelled_append_leaves_the_outcome_unknown_and_the_log_readabl
     with pytest.raises(asyncio.CancelledError):
         await appending
     with pytest.raises(OutcomeUnknown):
+        await author.writer.confirm()
+    with pytest.raises(OutcomeUnknown):
         await author.write(2)
     await release()
     successor = await Author.take_over(journal, "second")
@@ -525,7 +527,7 @@ class TestPostgresServerKilled:
             await asyncio.to_thread(server.kill)
             with pytest.raises(OutcomeUnknown):
                 await appending
-            with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+            with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)):
                 await release()
             with pytest.raises(JournalError):
                 await journal.head(0)
