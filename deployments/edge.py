@@ -1,7 +1,8 @@
-"""The rim of an application: numbers requests, bounds how many are at work and how long, answers what goes wrong.
+"""The rim of an application: numbers requests, bounds how long they take, and answers what goes wrong.
 
-Plain ASGI and outermost. It scans the headers once for everybody within, turns every ProblemError into its answer, and
-every unforeseen exception into a 500 that says nothing but the number under which the log has it.
+Plain ASGI, around everything but the admission (`deployments/admission.py`), which counts. It scans the headers once for
+everybody within, turns every ProblemError into its answer, and every unforeseen exception into a 500 that says nothing
+but the number under which the log has it.
 """
 
 from __future__ import annotations
@@ -11,9 +12,7 @@ import logging
 import os
 import re
 import time
-from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,7 +21,6 @@ from deployments.json_body import ClientGone
 from deployments.problems import (
     INTERNAL_ERROR,
     MEDIA_TYPE,
-    OVERLOADED,
     TIMEOUT,
     UNAVAILABLE,
     UNSURE,
@@ -60,35 +58,19 @@ class Edge:
         self,
         app: ASGIApp,
         *,
-        running_max: int,
-        waiting_max: int,
         deadline_s: float,
-        unlimited: frozenset[str] = frozenset(),
         translate: Callable[[Exception], ProblemError | None] = lambda _: None,
     ) -> None:
         """Wrap `app`.
 
         Args:
             app: ASGI.
-            running_max: requests at work at once.
-            waiting_max: requests that wait for their turn; more are answered 429.
             deadline_s: how long a request may take.
-            unlimited: paths that pass by the limits.
             translate: what an exception of a driver means, None when it was not foreseen.
         """
         self._app = app
-        self._running_max = running_max
-        self._waiting_max = waiting_max
         self._deadline_s = deadline_s
-        self._unlimited = unlimited
         self._translate = translate
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self.running = 0
-
-    @property
-    def waiting(self) -> int:
-        """Requests that wait for their turn."""
-        return len(self._waiting)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -111,53 +93,13 @@ class Edge:
         try:
             if len(headers) != len(pairs):
                 _refuse_repeated_headers(pairs)
-            await self._in_turn(scope, receive, reply, deadline)
+            await self._bounded(scope, receive, reply, deadline)
         except ProblemError as error:
             await reply.problem(error)
         except ClientGone:
             log.debug("the client of %s has gone", scope["razao.request_id"])
         except Exception as error:  # noqa: BLE001 - the last place where one can be answered
             await self._failed(scope, reply, error)
-
-    async def _in_turn(self, scope: Scope, receive: Receive, reply: _Reply, deadline: float) -> None:
-        if scope["path"] in self._unlimited:
-            await self._bounded(scope, receive, reply, deadline)
-            return
-        if self.running >= self._running_max:
-            await self._wait_for_turn(deadline)
-        else:
-            self.running += 1
-        try:
-            await self._bounded(scope, receive, reply, deadline)
-        finally:
-            self._pass_turn_on()
-
-    async def _wait_for_turn(self, deadline: float) -> None:
-        """Returns holding a place among the running."""
-        if len(self._waiting) >= self._waiting_max:
-            raise ProblemError(OVERLOADED, "Too many requests are waiting")
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        try:
-            async with asyncio.timeout_at(deadline):
-                await turn
-        except BaseException as error:
-            if turn.done() and not turn.cancelled():
-                self._pass_turn_on()
-            else:
-                with suppress(ValueError):
-                    self._waiting.remove(turn)
-            if isinstance(error, TimeoutError):
-                raise ProblemError(OVERLOADED, "The request waited too long for its turn") from None
-            raise
-
-    def _pass_turn_on(self) -> None:
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)  # the place goes over, `running` stays
-                return
-        self.running -= 1
 
     async def _bounded(self, scope: Scope, receive: Receive, reply: _Reply, deadline: float) -> None:
         body = _Body(receive)

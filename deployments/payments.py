@@ -65,14 +65,14 @@ class Services:
     verifier: TokenVerifier
     ledger_key: bytes
     gateway_secret: str | None = None
-    requests_max: int = 512
-    requests_waiting_max: int = 1024
+    batch_bytes_max: int = 128 << 20
     deadline_s: float = 10.0
     limit_raise_delay_s: int = 86_400
     hold_default_s: int = 7 * 86_400
     hold_max_s: int = 30 * 86_400
     repeated_tax_ids: bool = False
     actors: Actors = field(init=False)
+    batch_bytes: int = field(init=False, default=0)  # bodies of batches at work
 
     def __post_init__(self) -> None:
         """Remember owner hashes."""
@@ -80,16 +80,13 @@ class Services:
 
 
 def create_app(services: Services) -> Edge:
-    """The ASGI application. Its `running` and `waiting` say how many requests are at work and in line."""
+    """The ASGI application. How many requests may be at work is decided around it (`deployments/admission.py`)."""
     backend = BearerBackend(services.verifier, "payments")
     payments = Payments(services)
     secured = AuthenticationMiddleware(payments, backend, is_public)
     return Edge(
         GatewayMiddleware(secured, services.gateway_secret),
-        running_max=services.requests_max,
-        waiting_max=services.requests_waiting_max,
         deadline_s=services.deadline_s,
-        unlimited=frozenset({"/healthz"}),
         translate=translate,
     )
 

@@ -284,10 +284,9 @@ async def list_accounts(call: Call) -> Answer:
     caller = call.authorize("ledger:read")
     query = call.query("cursor", "limit", "sub")
     await call.wait_for_positions()
-    sub = query.get("sub", caller)
+    sub = text(query.get("sub", caller), "sub", 255)
     if sub != caller and call.actor != OPERATOR:
         raise ProblemError(FORBIDDEN, "Only an operator may list somebody else's accounts")
-    text(sub, "sub", 255)
     limit = read_limit(query, _PAGE, _PAGE_MAX)
     cursor = query.get("cursor", "0")
     if not (cursor.isascii() and cursor.isdigit() and len(cursor) <= 19 and int(cursor) < 2**63):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -26,6 +27,7 @@ from deployments.payments_call import (
     Header,
     Rows,
     content_checks,
+    content_length,
     read_id,
     read_note,
     write_headers,
@@ -61,6 +63,19 @@ class Batch(NamedTuple):
 async def create_batch(call: Call) -> Answer:
     """POST /v1/transfers/batch."""
     call.authorize("ledger:write")
+    services = call.services
+    size = content_length(call.headers)
+    reserved = BATCH_BYTES_MAX if size is None else min(size, BATCH_BYTES_MAX)
+    if services.batch_bytes + reserved > services.batch_bytes_max:
+        raise ProblemError(OVERLOADED, "Too many batches are at work")
+    services.batch_bytes += reserved
+    try:
+        return await _answer_batch(call)
+    finally:
+        services.batch_bytes -= reserved
+
+
+async def _answer_batch(call: Call) -> Answer:
     media_type = call.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if media_type == ARROW.encode():
         table = read_arrow(await call.body(BATCH_BYTES_MAX))
@@ -187,11 +202,11 @@ def _put_ids(call: Call, rows: Rows, given: list[Any]) -> None:
     rows["id_hi"], rows["id_lo"] = high, lows
     if missing < len(given):
         places = [place for place, one in enumerate(given) if one is not UNSET]
-        rows["id_hi"][places], rows["id_lo"][places] = ids_of_text([given[place] for place in places])
+        rows["id_hi"][places], rows["id_lo"][places] = ids_of_text([given[place] for place in places], places)
 
 
-def ids_of_text(given: list[str]) -> tuple[Rows, Rows]:
-    """Ids in their 36-character form → (n,) high, (n,) low.
+def ids_of_text(given: list[str], places: Sequence[int] | None = None) -> tuple[Rows, Rows]:
+    """Ids in their 36-character form → (n,) high, (n,) low. `places`: which rows they stand in; None = all.
 
     Raises:
         ProblemError: one is no UUID of version 7 (or 8, which are ours).
@@ -208,7 +223,7 @@ def ids_of_text(given: list[str]) -> tuple[Rows, Rows]:
         high, low = words[:, 0].astype(np.uint64), words[:, 1].astype(np.uint64)
         if _valid_ids(high, low).all():
             return high, low
-    for place, one in enumerate(given):
+    for place, one in zip(places or range(len(given)), given, strict=True):
         read_id(one, f"transfers[{place}].id")
     raise AssertionError("ids that are valid one by one were refused together")
 
@@ -291,21 +306,20 @@ def read_arrow(data: bytes) -> pa.Table:
 
 def _refuse_unplain_messages(data: bytes) -> None:
     """Raises ProblemError for compressed buffers, which may unpack to anything, and for dictionaries."""
-    with pa.ipc.MessageReader.open_stream(pa.py_buffer(data)) as messages:
-        rows = 0
-        for message in messages:
-            if message.type == "schema":
-                continue
-            if message.type != "record batch":
-                raise malformed(None, f"The Arrow stream has a {message.type}; send plain record batches")
-            header = memoryview(message.metadata)
-            batch = _table(header, _table(header, 0, None), 2)
-            if _slot(header, batch, 3):
-                raise malformed(None, "The Arrow stream is compressed; send it plain")
-            length = _slot(header, batch, 0)
-            rows += struct.unpack_from("<q", header, length)[0] if length else 0
-            if rows > BATCH_ROWS_MAX:
-                _check_size(rows)
+    rows = 0
+    for message in pa.ipc.MessageReader.open_stream(pa.py_buffer(data)):
+        if message.type == "schema":
+            continue
+        if message.type != "record batch":
+            raise malformed(None, f"The Arrow stream has a {message.type}; send plain record batches")
+        header = memoryview(message.metadata)
+        batch = _table(header, _table(header, 0, None), 2)
+        if _slot(header, batch, 3):
+            raise malformed(None, "The Arrow stream is compressed; send it plain")
+        length = _slot(header, batch, 0)
+        rows += struct.unpack_from("<q", header, length)[0] if length else 0
+        if rows > BATCH_ROWS_MAX:
+            _check_size(rows)
 
 
 def _table(data: memoryview, table: int, slot: int | None) -> int:

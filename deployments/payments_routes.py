@@ -84,6 +84,7 @@ _POSITION: Final = Parameter(
     "Razao-Position", "header", "As a write answered it: wait until the answer includes that write.",
     {"type": "string", "pattern": "^[0-9]+:[0-9]+(,[0-9]+:[0-9]+)*$"},
 )  # fmt: skip
+_SUB: Final = Parameter("sub", "query", "Whose accounts; for operators.", {"type": "string"})
 _CURSOR: Final = Parameter("cursor", "query", "`next_cursor` of the page before.", {"type": "string"})
 _LIMIT: Final = Parameter(
     "limit", "query", "Items on a page.", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}
@@ -162,7 +163,7 @@ def api_operations() -> tuple[Operation, ...]:
         Operation(
             "GET", "/v1/accounts", "listAccounts", "The caller's accounts", "In order of their ids.",
             accounts.list_accounts, "ledger:read", None, AccountPage, 200,
-            (Parameter("sub", "query", "Whose accounts; for operators.", {"type": "string"}), _CURSOR, _LIMIT, _POSITION),
+            (_SUB, _CURSOR, _LIMIT, _POSITION),
             (NOT_CAUGHT_UP,),
         ),
         Operation(

@@ -441,7 +441,7 @@ def _view(
 def _hold_view(hold: query_store.Transfer, status: str, *, posted_amount: int | UnsetType = UNSET) -> Transfer:
     view = _view(hold.id, Kind.HOLD, status, hold.amount, hold.debit, hold.credit, hold.at, hold.note)
     view.posted_amount = posted_amount
-    view.expires_at = UNSET if hold.expires_at is None else rfc3339(hold.expires_at)
+    view.expires_at = rfc3339(hold.expires_at) if hold.expires_at and hold.kind is Kind.HOLD else UNSET
     return view
 
 

@@ -1,0 +1,1199 @@
+"""The HTTP contract of payments as tests against a running engine, however it runs.
+
+A test module that defines a fixture `live_engine` (a `LiveEngine`), imports the fixture `world` and has a class of its
+own that derives from `HttpSuite` runs all of it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from storage import ids
+from tests.contract.http_engine import LiveEngine
+
+READ_WRITE: Final = "ledger:read ledger:write"
+EVERYTHING: Final = "ledger:read ledger:write ledger:fund ledger:operate"
+AMOUNT_MAX: Final = 2**63 - 1
+TAX_IDS: Final = ("12345678909", "52998224725", "11144477735", "39053344705", "15350946056", "12ABC34501DE35")
+
+
+def new_id(age_s: float = 0.0) -> str:
+    """A UUIDv7, made `age_s` ago."""
+    return ids.text(ids.uuid7(int((time.time() - age_s) * 1000)))
+
+
+class Caller:
+    """One subject with a token, and shorthands for what a client does."""
+
+    def __init__(self, http: httpx.Client, token: str, sub: str) -> None:
+        self.http = http
+        self.sub = sub
+        self.headers = {"authorization": f"Bearer {token}"}
+
+    def call(self, method: str, path: str, body: Any = None, **headers: str) -> httpx.Response:
+        """One request; `body` is sent as JSON."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.http.request(method, path, json=body, headers={**self.headers, **named})
+
+    def get(self, path: str, **headers: str) -> httpx.Response:
+        """GET."""
+        return self.call("GET", path, **headers)
+
+    def post(self, path: str, body: Any = None, **headers: str) -> httpx.Response:
+        """POST."""
+        return self.call("POST", path, body, **headers)
+
+    def send_raw(self, path: str, content: bytes, content_type: str = "application/json") -> httpx.Response:
+        """POST of bytes."""
+        return self.http.post(path, content=content, headers={**self.headers, "content-type": content_type})
+
+    def open(self, *, tax_id: str = TAX_IDS[0], limits: Any = None) -> str:
+        """A new account of the caller's."""
+        body: dict[str, Any] = {"owner": {"tax_id": tax_id, "name": "Maria da Silva"}}
+        if limits is not None:
+            body["limits"] = limits
+        answer = self.post("/v1/accounts", body)
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["id"])
+
+    def balance(self, account: str) -> tuple[int, int, int]:
+        """Posted, pending, available."""
+        answer = self.get(f"/v1/accounts/{account}/balance")
+        assert answer.status_code == 200, answer.text
+        found = answer.json()
+        return found["posted"], found["pending"], found["available"]
+
+
+class World:
+    """An engine, and subjects who have nothing to do with those of other tests."""
+
+    def __init__(self, engine: LiveEngine) -> None:
+        self.engine = engine
+        self.http = httpx.Client(base_url=engine.base_url, timeout=30, trust_env=False)
+        self.bank = self.caller(EVERYTHING, "bank")
+
+    def caller(self, scope: str = READ_WRITE, name: str = "person") -> Caller:
+        """A new subject."""
+        sub = f"{name}-{uuid.uuid4()}"
+        return Caller(self.http, self.engine.make_token(sub, scope), sub)
+
+    def fund(self, account: str, amount: int) -> None:
+        """Pay money in."""
+        answer = self.bank.post("/v1/deposits", {"account": account, "amount": amount})
+        assert answer.status_code == 201, answer.text
+
+    def person(self, amount: int = 0, *, tax_id: str = TAX_IDS[0], limits: Any = None) -> tuple[Caller, str]:
+        """A new subject with an account and money in it."""
+        caller = self.caller()
+        account = caller.open(tax_id=tax_id, limits=limits)
+        if amount:
+            self.fund(account, amount)
+        return caller, account
+
+    def person_elsewhere(self, account: str, *, apart: bool, amount: int = 0) -> tuple[Caller, str]:
+        """A new subject whose account lies on another shard than `account`, or on the same one."""
+        for tax_id in TAX_IDS:
+            caller, other = self.person(tax_id=tax_id)
+            if (int(other) % 2 != int(account) % 2) == apart:
+                if amount:
+                    self.fund(other, amount)
+                return caller, other
+        raise AssertionError("all tax ids of the test lie on one of two shards")
+
+
+@pytest.fixture(scope="module")
+def world(live_engine: LiveEngine) -> Iterator[World]:
+    """A world on the module's engine."""
+    made = World(live_engine)
+    yield made
+    made.http.close()
+
+
+def refused(answer: httpx.Response, status: int, name: str) -> dict[str, Any]:
+    """Assert that an answer is this problem; returns its document."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    document: dict[str, Any] = answer.json()
+    assert document["type"] == f"/problems/{name}", document
+    assert document["status"] == status
+    assert document["title"]
+    assert document["detail"]
+    assert document["request_id"] == answer.headers["x-request-id"]
+    if status in {429, 503}:
+        assert int(answer.headers["retry-after"]) >= 1
+    return document
+
+
+def transfer(payer: str, payee: str, amount: Any, **more: Any) -> dict[str, Any]:
+    """A transfer's body."""
+    return {"debit_account": payer, "credit_account": payee, "amount": amount, **more}
+
+
+class HttpSuite:
+    """Every call, good and bad."""
+
+    # -- accounts -----------------------------------------------------------------------------------------------------
+
+    def test_a_new_account_is_open_and_empty(self, world: World) -> None:
+        """With the owner's name, a masked tax id, and the limits given."""
+        caller = world.caller()
+        limits = {"per_transfer": 1000, "daily": 5000, "night": None, "night_window": {"from": "22:00", "to": "05:30"}}
+        answer = caller.post("/v1/accounts", {"owner": {"tax_id": "123.456.789-09", "name": " Ana "}, "limits": limits})
+        assert answer.status_code == 201, answer.text
+        account = answer.json()
+        assert account["status"] == "open"
+        assert account["currency"] == "BRL"
+        assert account["balance"] == {"posted": 0, "pending": 0, "available": 0}
+        assert account["limits"] == {**limits, "raises": []}
+        assert account["owner"] == {"name": "Ana", "tax_id": "***.456.789-**", "sub": caller.sub}
+        assert 1024 <= int(account["id"]) < 2**63
+        assert answer.headers["location"] == f"/v1/accounts/{account['id']}"
+        assert caller.get(f"/v1/accounts/{account['id']}").json() == account
+
+    def test_opening_with_one_key_twice_opens_one_account(self, world: World) -> None:
+        """The answer comes again as it was, though money has come in since; other content is a conflict."""
+        caller = world.caller()
+        body = {"owner": {"tax_id": TAX_IDS[1], "name": "Rui"}, "limits": {"daily": 100}}
+        first = caller.post("/v1/accounts", body, idempotency_key="open-1")
+        world.fund(first.json()["id"], 500)
+        again = caller.post("/v1/accounts", body, idempotency_key="open-1")
+        assert again.status_code == 201
+        assert again.json() == first.json()
+        assert "idempotency-replayed" not in first.headers
+        assert again.headers["idempotency-replayed"] == "true"
+        for other in (
+            {**body, "limits": {"daily": 101}},
+            {"owner": {"tax_id": TAX_IDS[0], "name": "Rui"}, "limits": {"daily": 100}},
+            {"owner": {"tax_id": TAX_IDS[1], "name": "Rita"}, "limits": {"daily": 100}},
+        ):
+            refused(caller.post("/v1/accounts", other, idempotency_key="open-1"), 409, "id-conflict")
+
+    @pytest.mark.parametrize(
+        "tax_id", ["12345678900", "1234567890", "123456789099", "11111111111", "12ABC34501DE36", "x", "١٢٣٤٥٦٧٨٩٠٩"]
+    )
+    def test_a_wrong_tax_id_is_refused(self, world: World, tax_id: str) -> None:
+        """Check digits, lengths, and other scripts' digits."""
+        answer = world.caller().post("/v1/accounts", {"owner": {"tax_id": tax_id, "name": "Eva"}})
+        assert refused(answer, 422, "invalid-tax-id")["field"] == "owner.tax_id"
+
+    @pytest.mark.parametrize("tax_id", ["12ABC34501DE35", "12.abc.345/01de-35", "529.982.247-25"])
+    def test_tax_ids_of_people_and_companies_are_taken(self, world: World, tax_id: str) -> None:
+        """Alphanumeric companies' too, with or without punctuation."""
+        answer = world.caller().post("/v1/accounts", {"owner": {"tax_id": tax_id, "name": "Eva"}})
+        assert answer.status_code == 201, answer.text
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            {},
+            {"owner": {}},
+            {"owner": {"tax_id": TAX_IDS[0]}},
+            {"owner": {"tax_id": TAX_IDS[0], "name": ""}},
+            {"owner": {"tax_id": TAX_IDS[0], "name": "   "}},
+            {"owner": {"tax_id": TAX_IDS[0], "name": "x" * 121}},
+            {"owner": {"tax_id": TAX_IDS[0], "name": "a\x00b"}},
+            {"owner": {"tax_id": TAX_IDS[0], "name": "a\nb"}},
+            {"owner": {"tax_id": 12345678909, "name": "Eva"}},
+            {"owner": {"tax_id": TAX_IDS[0], "name": "Eva", "age": 5}},
+            {"owner": {"tax_id": TAX_IDS[0], "name": "Eva"}, "limits": {"daily": "5"}},
+            {"owner": {"tax_id": TAX_IDS[0], "name": "Eva"}, "limits": {"yearly": 5}},
+            {"owner": {"tax_id": TAX_IDS[0], "name": "Eva"}, "limits": None},
+            {"owner": [], "limits": {}},
+            [],
+        ],
+    )
+    def test_an_account_that_cannot_be_read_is_malformed(self, world: World, body: Any) -> None:
+        """400, whatever is wrong."""
+        refused(world.caller().post("/v1/accounts", body), 400, "malformed")
+
+    @pytest.mark.parametrize(
+        "limits",
+        [
+            {"daily": -1},
+            {"night": 2**63},
+            {"per_transfer": AMOUNT_MAX},
+            {"night_window": {"from": "24:00", "to": "06:00"}},
+            {"night_window": {"from": "6:00", "to": "07:00"}},
+            {"night_window": {"from": "06:00", "to": "06:00"}},
+        ],
+    )
+    def test_limits_out_of_range_are_refused(self, world: World, limits: Any) -> None:
+        """422 invalid-limit."""
+        body = {"owner": {"tax_id": TAX_IDS[0], "name": "Eva"}, "limits": limits}
+        refused(world.caller().post("/v1/accounts", body), 422, "invalid-limit")
+
+    def test_only_an_operator_opens_for_somebody_else(self, world: World) -> None:
+        """And then the account is that person's."""
+        other = world.caller()
+        body = {"owner": {"tax_id": TAX_IDS[2], "name": "Ivo", "sub": other.sub}}
+        refused(world.caller().post("/v1/accounts", body), 403, "forbidden")
+        answer = world.bank.post("/v1/accounts", body)
+        assert answer.status_code == 201, answer.text
+        assert other.balance(answer.json()["id"]) == (0, 0, 0)
+        assert other.post("/v1/accounts", body).status_code == 201
+
+    def test_callers_see_only_their_own_accounts(self, world: World) -> None:
+        """Every call that names an account."""
+        owner, account = world.person(100)
+        stranger = world.caller()
+        for path in ("", "/balance", "/balance?at=2026-01-01T00:00:00Z", "/entries"):
+            refused(stranger.get(f"/v1/accounts/{account}{path}"), 403, "forbidden")
+        refused(stranger.call("PATCH", f"/v1/accounts/{account}", {"limits": {"daily": 1}}), 403, "forbidden")
+        refused(stranger.call("PATCH", f"/v1/accounts/{account}", {"status": "closed"}), 403, "forbidden")
+        refused(stranger.post("/v1/transfers", transfer(account, stranger.open(), 1)), 403, "forbidden")
+        assert owner.balance(account) == (100, 0, 100)
+        assert world.bank.balance(account) == (100, 0, 100)
+
+    @pytest.mark.parametrize(
+        "account", ["9007199254740993", "1", "2", "1023", "0", "-5", "abc", "9" * 19, "9" * 40, "%00", "0123456"]
+    )
+    def test_an_unknown_account_in_the_path_is_404(self, world: World, account: str) -> None:
+        """Reserved ones too."""
+        for path in ("", "/balance", "/entries"):
+            refused(world.bank.get(f"/v1/accounts/{account}{path}"), 404, "unknown-account")
+        refused(world.bank.call("PATCH", f"/v1/accounts/{account}", {"status": "frozen"}), 404, "unknown-account")
+        refused(world.caller().call("PATCH", f"/v1/accounts/{account}", {"status": "open"}), 404, "unknown-account")
+
+    def test_a_list_has_the_callers_accounts_page_by_page(self, world: World) -> None:
+        """In order, without gaps, and nobody else's."""
+        caller = world.caller()
+        accounts = sorted((caller.open(tax_id=tax_id) for tax_id in TAX_IDS[:3]), key=int)
+        found: list[str] = []
+        path = "/v1/accounts?limit=2"
+        while True:
+            page = caller.get(path).json()
+            found += [item["id"] for item in page["items"]]
+            if page["next_cursor"] is None:
+                break
+            path = f"/v1/accounts?limit=2&cursor={page['next_cursor']}"
+        assert found == accounts
+        assert world.bank.get(f"/v1/accounts?sub={caller.sub}").json()["items"][0]["status"] == "open"
+        refused(world.caller().get(f"/v1/accounts?sub={caller.sub}"), 403, "forbidden")
+        for bad in ("cursor=x", "cursor=-1", f"cursor={2**63}", "limit=0", "limit=1001", "limit=x", "sub=", "page=2"):
+            refused(caller.get(f"/v1/accounts?{bad}"), 400, "malformed")
+
+    def test_a_frozen_account_neither_sends_nor_receives(self, world: World) -> None:
+        """Until an operator opens it again; an owner can do neither."""
+        owner, account = world.person(100)
+        friend, other = world.person(100)
+        refused(owner.call("PATCH", f"/v1/accounts/{account}", {"status": "frozen"}), 403, "forbidden")
+        frozen = world.bank.call("PATCH", f"/v1/accounts/{account}", {"status": "frozen"})
+        assert frozen.json()["status"] == "frozen"
+        assert frozen.headers["razao-position"]
+        problem = refused(owner.post("/v1/transfers", transfer(account, other, 1)), 422, "account-frozen")
+        assert problem["field"] == "debit_account"
+        problem = refused(friend.post("/v1/transfers", transfer(other, account, 1)), 422, "account-frozen")
+        assert problem["field"] == "credit_account"
+        refused(owner.call("PATCH", f"/v1/accounts/{account}", {"status": "open"}), 403, "forbidden")
+        assert world.bank.call("PATCH", f"/v1/accounts/{account}", {"status": "open"}).json()["status"] == "open"
+        assert owner.post("/v1/transfers", transfer(account, other, 1)).status_code == 201
+
+    def test_an_owner_closes_an_account_once_it_is_empty(self, world: World) -> None:
+        """422 account-not-empty before, account-closed afterwards."""
+        owner, account = world.person(100)
+        friend, other = world.person(100)
+        path = f"/v1/accounts/{account}"
+        refused(owner.call("PATCH", path, {"status": "closed"}), 422, "account-not-empty")
+        assert owner.post("/v1/transfers", transfer(account, other, 100)).status_code == 201
+        closed = owner.call("PATCH", path, {"status": "closed"}, idempotency_key="close")
+        assert closed.status_code == 200, closed.text
+        assert closed.json()["status"] == "closed"
+        refused(friend.post("/v1/transfers", transfer(other, account, 1)), 422, "account-closed")
+        refused(world.bank.post("/v1/deposits", {"account": account, "amount": 1}), 422, "account-closed")
+        again = owner.call("PATCH", path, {"status": "closed"}, idempotency_key="close")
+        assert again.status_code == 200
+        assert again.headers["idempotency-replayed"] == "true"
+
+    @pytest.mark.parametrize(
+        "body",
+        [{}, {"status": "shut"}, {"status": None}, {"status": "closed", "limits": {"daily": 1}}, {"limits": {}}, [], 1],
+    )
+    def test_a_change_that_says_nothing_or_too_much_is_malformed(self, world: World, body: Any) -> None:
+        """400."""
+        owner, account = world.person()
+        refused(owner.call("PATCH", f"/v1/accounts/{account}", body), 400, "malformed")
+
+    def test_a_cut_of_a_limit_holds_at_once_and_a_raise_waits(self, world: World) -> None:
+        """Removing a limit is a raise."""
+        owner, account = world.person(10_000, limits={"per_transfer": 500, "daily": 1000})
+        _, other = world.person()
+        path = f"/v1/accounts/{account}"
+        cut = owner.call("PATCH", path, {"limits": {"per_transfer": 300}}).json()["limits"]
+        assert cut["per_transfer"] == 300
+        assert cut["daily"] == 1000
+        assert cut["raises"] == []
+        changed = owner.call("PATCH", path, {"limits": {"per_transfer": 900, "daily": None}}).json()["limits"]
+        assert changed["per_transfer"] == 300
+        raises = {one["limit"]: one for one in changed["raises"]}
+        assert raises["per_transfer"]["value"] == 900
+        assert raises["daily"]["value"] is None
+        assert datetime.fromisoformat(raises["daily"]["at"]) > datetime.now(UTC)
+        problem = refused(owner.post("/v1/transfers", transfer(account, other, 301)), 422, "limit-exceeded")
+        assert (problem["limit"], problem["left"]) == ("per_transfer", 300)
+
+    def test_a_limit_says_which_and_what_is_left_also_on_a_replay(self, world: World) -> None:
+        """Per transfer, a day, and a night that lasts the whole day but a minute."""
+        owner, account = world.person(10_000, limits={"per_transfer": 700, "daily": 1000})
+        _, other = world.person()
+        assert owner.post("/v1/transfers", transfer(account, other, 600)).status_code == 201
+        body = transfer(account, other, 500, id=new_id())
+        first = owner.post("/v1/transfers", body)
+        problem = refused(first, 422, "limit-exceeded")
+        assert (problem["limit"], problem["left"], problem["id"]) == ("daily", 400, body["id"])
+        assert owner.post("/v1/transfers", transfer(account, other, 300)).status_code == 201
+        again = owner.post("/v1/transfers", body)
+        replayed = refused(again, 422, "limit-exceeded")
+        assert again.headers["idempotency-replayed"] == "true"
+        assert {**replayed, "request_id": 0} == {**problem, "request_id": 0}
+        assert owner.balance(account)[0] == 9100
+
+    # -- transfers ----------------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("apart", [False, True])
+    def test_a_transfer_moves_money(self, world: World, apart: bool) -> None:
+        """Within a shard and across."""
+        owner, account = world.person(1000)
+        friend, other = world.person_elsewhere(account, apart=apart)
+        id_ = new_id()
+        more = {"description": "Almoço: 2x", "metadata": {"b": [1, {"c": None}], "a": "ü"}}
+        answer = owner.post("/v1/transfers", transfer(account, other, 300, id=id_, **more))
+        assert answer.status_code == 201, answer.text
+        made = answer.json()
+        created = datetime.fromisoformat(made.pop("created_at"))
+        assert abs((datetime.now(UTC) - created).total_seconds()) < 60
+        assert made == {
+            "id": id_, "kind": "transfer", "status": "settled", "amount": 300, "currency": "BRL",
+            "debit_account": account, "credit_account": other, **more,
+        }  # fmt: skip
+        assert owner.balance(account) == (700, 0, 700)
+        assert friend.balance(other) == (300, 0, 300)
+        for side in (owner, friend, world.bank):
+            assert side.get(f"/v1/transfers/{id_}").json() == answer.json()
+        refused(world.caller().get(f"/v1/transfers/{id_}"), 403, "forbidden")
+
+    @pytest.mark.parametrize("apart", [False, True])
+    def test_a_repeated_id_is_answered_as_the_first_time(self, world: World, apart: bool) -> None:
+        """Same status, same body; marked; and nothing moves twice."""
+        owner, account = world.person(1000)
+        _, other = world.person_elsewhere(account, apart=apart)
+        body = transfer(account, other, 300, id=new_id(), description="x", metadata={"k": 1})
+        first = owner.post("/v1/transfers", body)
+        again = owner.post("/v1/transfers", body)
+        assert (again.status_code, again.content) == (first.status_code, first.content)
+        assert "idempotency-replayed" not in first.headers
+        assert again.headers["idempotency-replayed"] == "true"
+        respelled = {**body, "id": body["id"].upper(), "metadata": {"k": 1}}
+        assert owner.post("/v1/transfers", respelled).content == first.content
+        assert owner.balance(account)[0] == 700
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"amount": 301}, {"description": "y"}, {"metadata": {"k": 2}}, {"hold": True}, {"credit_account": None},
+            {"hold": True, "expires_in": 60},
+        ],
+    )  # fmt: skip
+    def test_a_repeated_id_with_other_content_is_a_conflict(self, world: World, change: dict[str, Any]) -> None:
+        """Whatever differs."""
+        owner, account = world.person(1000)
+        _, other = world.person_elsewhere(account, apart=False)
+        _, third = world.person_elsewhere(account, apart=False)
+        body = transfer(account, other, 300, id=new_id(), description="x", metadata={"k": 1})
+        assert owner.post("/v1/transfers", body).status_code == 201
+        if "credit_account" in change:
+            change = {"credit_account": third}
+        assert refused(owner.post("/v1/transfers", {**body, **change}), 409, "id-conflict")["id"] == body["id"]
+        assert owner.balance(account)[0] == 700
+
+    def test_an_idempotency_key_stands_in_for_the_id(self, world: World) -> None:
+        """Per subject: others may use the same key. One key with another body is a conflict."""
+        owner, account = world.person(1000)
+        friend, other = world.person(1000)
+        body = transfer(account, other, 300)
+        first = owner.post("/v1/transfers", body, idempotency_key="order 17/ü".encode("ascii", "replace").decode())
+        again = owner.post("/v1/transfers", body, idempotency_key="order 17/?")
+        assert first.status_code == 201
+        assert again.content == first.content
+        assert again.headers["idempotency-replayed"] == "true"
+        refused(owner.post("/v1/transfers", {**body, "amount": 1}, idempotency_key="order 17/?"), 409, "id-conflict")
+        assert (
+            friend.post("/v1/transfers", transfer(other, account, 1), idempotency_key="order 17/?").status_code == 201
+        )
+        assert owner.balance(account)[0] == 701
+        assert owner.get(f"/v1/transfers/{first.json()['id']}").json()["status"] == "settled"
+
+    def test_id_and_idempotency_key_together_must_be_equal(self, world: World) -> None:
+        """400 otherwise."""
+        owner, account = world.person(1000)
+        _, other = world.person()
+        id_ = new_id()
+        refused(owner.post("/v1/transfers", transfer(account, other, 1, id=id_), idempotency_key="k"), 400, "malformed")
+        assert owner.post("/v1/transfers", transfer(account, other, 1, id=id_), idempotency_key=id_).status_code == 201
+
+    @pytest.mark.parametrize("key", ["", "x" * 256, "tab\there"])
+    def test_an_idempotency_key_out_of_form_is_malformed(self, world: World, key: str) -> None:
+        """1 to 255 visible ASCII characters."""
+        owner, account = world.person(1000)
+        refused(owner.post("/v1/transfers", transfer(account, account, 1), idempotency_key=key), 400, "malformed")
+
+    def test_without_any_id_two_equal_transfers_are_two(self, world: World) -> None:
+        """Each gets an id of its own."""
+        owner, account = world.person(1000)
+        _, other = world.person()
+        one, two = (owner.post("/v1/transfers", transfer(account, other, 10)).json()["id"] for _ in range(2))
+        assert one != two
+        assert owner.balance(account)[0] == 980
+
+    @pytest.mark.parametrize(
+        "id_", ["", "x", str(uuid.UUID(int=1, version=4)), "0" * 36, "{" + str(uuid.uuid4()) + "}", "7" * 32, "é" * 36]
+    )
+    def test_an_id_that_is_no_uuid_of_version_7_is_refused(self, world: World, id_: str) -> None:
+        """400 invalid-id."""
+        owner, account = world.person(1000)
+        refused(owner.post("/v1/transfers", transfer(account, account, 1, id=id_)), 400, "invalid-id")
+
+    def test_ids_too_old_or_ahead_are_refused(self, world: World) -> None:
+        """48 hours back, five minutes ahead."""
+        owner, account = world.person(1000)
+        _, other = world.person()
+        old, ahead = new_id(50 * 3600), new_id(-3600)
+        refused(owner.post("/v1/transfers", transfer(account, other, 1, id=old)), 422, "id-expired")
+        refused(owner.post("/v1/transfers", transfer(account, other, 1, id=ahead)), 422, "id-in-future")
+        for id_ in (old, ahead):
+            refused(owner.get(f"/v1/transfers/{id_}"), 404, "unknown-transfer")
+
+    def test_more_than_is_there_is_refused_for_good(self, world: World) -> None:
+        """The first answer to an id stands, also when money has come."""
+        owner, account = world.person(100)
+        _, other = world.person()
+        body = transfer(account, other, 101, id=new_id())
+        first = owner.post("/v1/transfers", body)
+        problem = refused(first, 422, "insufficient-funds")
+        assert problem["id"] == body["id"]
+        world.fund(account, 1000)
+        again = owner.post("/v1/transfers", body)
+        assert {**refused(again, 422, "insufficient-funds"), "request_id": 0} == {**problem, "request_id": 0}
+        assert again.headers["idempotency-replayed"] == "true"
+        known = owner.get(f"/v1/transfers/{body['id']}").json()
+        assert (known["status"], known["type"]) == ("refused", "/problems/insufficient-funds")
+        assert owner.balance(account) == (1100, 0, 1100)
+
+    @pytest.mark.parametrize("amount", [0, -1, 2**63, 2**64, -(2**63), 10**30])
+    def test_an_amount_out_of_range_is_refused(self, world: World, amount: int) -> None:
+        """422 invalid-amount, on every call that takes one."""
+        owner, account = world.person(1000)
+        _, other = world.person()
+        held = owner.post("/v1/transfers", transfer(account, other, 10, hold=True)).json()["id"]
+        for answer in (
+            owner.post("/v1/transfers", transfer(account, other, amount)),
+            world.bank.post("/v1/deposits", {"account": account, "amount": amount}),
+            world.bank.post("/v1/withdrawals", {"account": account, "amount": amount}),
+            owner.post(f"/v1/transfers/{held}/post", {"amount": amount}),
+            owner.post(f"/v1/transfers/{held}/refunds", {"amount": amount}),
+        ):
+            assert refused(answer, 422, "invalid-amount")["field"] == "amount"
+        assert owner.balance(account) == (1000, 10, 990)
+
+    @pytest.mark.parametrize("amount", [1.5, 1.0, "1", True, None, [1], {"value": 1}])
+    def test_an_amount_of_another_type_is_malformed(self, world: World, amount: Any) -> None:
+        """400, and the answer names the field."""
+        owner, account = world.person(1000)
+        answer = owner.post("/v1/transfers", transfer(account, account, amount))
+        assert refused(answer, 400, "malformed")["field"] == "amount"
+
+    @pytest.mark.parametrize(
+        "account", ["9007199254740993", "1", "2", "0", "abc", "9" * 19, "-5", "01234567", " 5000", "5_000"]
+    )
+    def test_an_unknown_account_in_a_body_is_422(self, world: World, account: str) -> None:
+        """On either side. The book's own accounts are nobody's to name."""
+        owner, own = world.person(1000)
+        for field in ("debit_account", "credit_account"):
+            for caller in (owner, world.bank):
+                body = {**transfer(own, own, 1), field: account}
+                assert refused(caller.post("/v1/transfers", body), 422, "unknown-account")["field"] == field
+        for path in ("deposits", "withdrawals"):
+            answer = world.bank.post(f"/v1/{path}", {"account": account, "amount": 1})
+            assert refused(answer, 422, "unknown-account")["field"] == "account"
+        assert owner.balance(own)[0] == 1000
+
+    def test_an_account_cannot_pay_itself(self, world: World) -> None:
+        """422 same-account."""
+        owner, account = world.person(1000)
+        refused(owner.post("/v1/transfers", transfer(account, account, 1)), 422, "same-account")
+
+    def test_a_balance_never_overflows(self, world: World) -> None:
+        """422 overflow."""
+        _, account = world.person(1)
+        refused(world.bank.post("/v1/deposits", {"account": account, "amount": AMOUNT_MAX}), 422, "overflow")
+
+    @pytest.mark.parametrize("path", ["deposits", "withdrawals"])
+    def test_deposits_and_withdrawals_answer_like_transfers(self, world: World, path: str) -> None:
+        """To any account, with the scope for it."""
+        owner, account = world.person(1000)
+        body = {"account": account, "amount": 400, "id": new_id(), "description": "caixa"}
+        answer = world.bank.post(f"/v1/{path}", body)
+        assert answer.status_code == 201, answer.text
+        sides = ("settlement", account) if path == "deposits" else (account, "settlement")
+        made = answer.json()
+        assert (made["debit_account"], made["credit_account"]) == sides
+        assert (made["kind"], made["status"], made["amount"]) == (path[:-1], "settled", 400)
+        assert owner.balance(account)[0] == (1400 if path == "deposits" else 600)
+        again = world.bank.post(f"/v1/{path}", body)
+        assert again.content == answer.content
+        assert again.headers["idempotency-replayed"] == "true"
+        assert owner.get(f"/v1/transfers/{body['id']}").json() == made
+        refused(owner.post(f"/v1/{path}", body), 403, "forbidden")
+        if path == "withdrawals":
+            refused(world.bank.post(f"/v1/{path}", {"account": account, "amount": 601}), 422, "insufficient-funds")
+
+    # -- holds --------------------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("apart", [False, True])
+    def test_a_hold_reserves_until_it_is_posted(self, world: World, apart: bool) -> None:
+        """In part: the rest is available again. Only once."""
+        owner, account = world.person(1000)
+        friend, other = world.person_elsewhere(account, apart=apart)
+        answer = owner.post("/v1/transfers", transfer(account, other, 400, hold=True, expires_in=3600))
+        held = answer.json()
+        assert (answer.status_code, held["status"], held["kind"]) == (201, "held", "hold")
+        life = datetime.fromisoformat(held["expires_at"]) - datetime.fromisoformat(held["created_at"])
+        assert life == timedelta(hours=1)
+        assert owner.balance(account) == (1000, 400, 600)
+        path = f"/v1/transfers/{held['id']}"
+        assert owner.get(path).json() == held
+        problem = refused(owner.post(f"{path}/post", {"amount": 401}), 422, "exceeds-hold")
+        assert problem["left"] == 400
+        refused(friend.post(f"{path}/post"), 403, "forbidden")
+        refused(friend.post(f"{path}/void"), 403, "forbidden")
+        refused(world.caller().post(f"{path}/void"), 403, "forbidden")
+        posted = owner.post(f"{path}/post", {"amount": 150}, idempotency_key="p")
+        assert posted.status_code == 200, posted.text
+        expected = {**held, "status": "posted", "posted_amount": 150}
+        assert posted.json() == expected
+        again = owner.post(f"{path}/post", {"amount": 150}, idempotency_key="p")
+        assert (again.status_code, again.json()) == (200, expected)
+        assert again.headers["idempotency-replayed"] == "true"
+        assert owner.get(path).json() == expected
+        assert owner.balance(account) == (850, 0, 850)
+        assert friend.balance(other) == (150, 0, 150)
+        for action in ("post", "void"):
+            problem = refused(owner.post(f"{path}/{action}"), 422, "not-held")
+            assert problem["transfer_status"] == "posted"
+
+    def test_a_hold_is_posted_whole_when_no_amount_is_named(self, world: World) -> None:
+        """By an operator too."""
+        owner, account = world.person(1000)
+        _, other = world.person()
+        id_ = owner.post("/v1/transfers", transfer(account, other, 400, hold=True)).json()["id"]
+        posted = world.bank.post(f"/v1/transfers/{id_}/post", {})
+        assert (posted.status_code, posted.json()["posted_amount"]) == (200, 400)
+        assert owner.balance(account) == (600, 0, 600)
+
+    def test_a_voided_hold_gives_its_amount_back(self, world: World) -> None:
+        """And cannot be posted any more."""
+        owner, account = world.person(1000)
+        _, other = world.person()
+        held = owner.post("/v1/transfers", transfer(account, other, 400, hold=True)).json()
+        path = f"/v1/transfers/{held['id']}"
+        voided = owner.post(f"{path}/void", {}, idempotency_key="v")
+        assert voided.json() == {**held, "status": "voided"}
+        assert owner.post(f"{path}/void", {}, idempotency_key="v").headers["idempotency-replayed"] == "true"
+        assert owner.get(path).json()["status"] == "voided"
+        assert owner.balance(account) == (1000, 0, 1000)
+        assert refused(owner.post(f"{path}/post"), 422, "not-held")["transfer_status"] == "voided"
+
+    def test_an_expired_hold_is_told_as_such(self, world: World) -> None:
+        """By the shard's clock; nobody has to ask for it."""
+        owner, account = world.person(1000)
+        _, other = world.person()
+        held = owner.post("/v1/transfers", transfer(account, other, 400, hold=True, expires_in=1)).json()
+        deadline = time.monotonic() + 20
+        while owner.balance(account) != (1000, 0, 1000):
+            assert time.monotonic() < deadline, "the hold does not expire"
+            time.sleep(0.05)
+        assert owner.get(f"/v1/transfers/{held['id']}").json()["status"] == "expired"
+        for action in ("post", "void"):
+            refused(owner.post(f"/v1/transfers/{held['id']}/{action}"), 422, "hold-expired")
+
+    @pytest.mark.parametrize(
+        "more", [{"expires_in": 5}, {"hold": False, "expires_in": 5}, {"hold": True, "expires_in": 0},
+                 {"hold": True, "expires_in": -1}, {"hold": True, "expires_in": 10**12}, {"hold": "yes"}, {"hold": 1}]
+    )  # fmt: skip
+    def test_a_hold_that_cannot_be_read_is_malformed(self, world: World, more: dict[str, Any]) -> None:
+        """400."""
+        owner, account = world.person(1000)
+        refused(owner.post("/v1/transfers", transfer(account, account, 1, **more)), 400, "malformed")
+
+    def test_what_was_never_held_cannot_be_posted(self, world: World) -> None:
+        """422 not-held; a stranger learns nothing; an unknown one is 404."""
+        owner, account = world.person(1000)
+        _, other = world.person()
+        id_ = owner.post("/v1/transfers", transfer(account, other, 400)).json()["id"]
+        assert refused(owner.post(f"/v1/transfers/{id_}/post"), 422, "not-held")["transfer_status"] == "settled"
+        refused(world.caller().post(f"/v1/transfers/{id_}/void"), 403, "forbidden")
+        for unknown in (new_id(), "x", str(uuid.uuid4())):
+            for action in ("post", "void"):
+                refused(owner.post(f"/v1/transfers/{unknown}/{action}"), 404, "unknown-transfer")
+            refused(owner.post(f"/v1/transfers/{unknown}/refunds", {"amount": 1}), 404, "unknown-transfer")
+            refused(owner.get(f"/v1/transfers/{unknown}"), 404, "unknown-transfer")
+
+    # -- refunds ------------------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("apart", [False, True])
+    def test_refunds_stay_within_the_original(self, world: World, apart: bool) -> None:
+        """By the payee's owner, in parts, replayed as first answered."""
+        owner, account = world.person(1000)
+        friend, other = world.person_elsewhere(account, apart=apart)
+        id_ = owner.post("/v1/transfers", transfer(account, other, 300)).json()["id"]
+        path = f"/v1/transfers/{id_}/refunds"
+        refused(owner.post(path, {"amount": 1}), 403, "forbidden")
+        refused(world.caller().post(path, {"amount": 1}), 403, "forbidden")
+        body = {"amount": 200, "id": new_id(), "description": "volta"}
+        first = friend.post(path, body)
+        assert first.status_code == 201, first.text
+        made = first.json()
+        assert (made["kind"], made["status"], made["refund_of"]) == ("refund", "settled", id_)
+        assert (made["debit_account"], made["credit_account"]) == (other, account)
+        again = friend.post(path, body)
+        assert again.content == first.content
+        assert again.headers["idempotency-replayed"] == "true"
+        assert refused(friend.post(path, {"amount": 101}), 422, "exceeds-original")["left"] == 100
+        assert world.bank.post(path, {"amount": 100}).status_code == 201
+        assert refused(friend.post(path, {"amount": 1}), 422, "exceeds-original")["left"] == 0
+        known = owner.get(f"/v1/transfers/{id_}").json()
+        assert (known["status"], known["refunded_amount"]) == ("settled", 300)
+        assert owner.get(f"/v1/transfers/{body['id']}").json() == made
+        assert owner.balance(account)[0] == 1000
+
+    def test_of_a_posted_hold_what_was_posted_can_be_refunded(self, world: World) -> None:
+        """Not before, and no more."""
+        owner, account = world.person(1000)
+        friend, other = world.person()
+        id_ = owner.post("/v1/transfers", transfer(account, other, 300, hold=True)).json()["id"]
+        path = f"/v1/transfers/{id_}"
+        assert (
+            refused(friend.post(f"{path}/refunds", {"amount": 1}), 422, "not-refundable")["transfer_status"] == "held"
+        )
+        owner.post(f"{path}/post", {"amount": 100})
+        assert refused(friend.post(f"{path}/refunds", {"amount": 101}), 422, "exceeds-original")["left"] == 100
+        assert friend.post(f"{path}/refunds", {"amount": 100}).status_code == 201
+        assert owner.get(path).json()["refunded_amount"] == 100
+
+    def test_deposits_and_refused_transfers_cannot_be_refunded(self, world: World) -> None:
+        """422 not-refundable."""
+        owner, account = world.person(100)
+        friend, other = world.person()
+        deposit = world.bank.post("/v1/deposits", {"account": account, "amount": 5}).json()["id"]
+        refused(owner.post(f"/v1/transfers/{deposit}/refunds", {"amount": 5}), 422, "not-refundable")
+        body = transfer(account, other, 1000, id=new_id())
+        owner.post("/v1/transfers", body)
+        answer = friend.post(f"/v1/transfers/{body['id']}/refunds", {"amount": 5})
+        assert refused(answer, 422, "not-refundable")["transfer_status"] == "refused"
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def test_entries_show_each_movement_with_its_balance(self, world: World) -> None:
+        """Newest first, page by page, and up to one's own last write."""
+        owner, account = world.person(1000)
+        _, other = world.person_elsewhere(account, apart=True)
+        last = None
+        for amount in (10, 20, 30):
+            last = owner.post("/v1/transfers", transfer(account, other, amount))
+        assert last is not None
+        position = last.headers["razao-position"]
+        page = owner.get(f"/v1/accounts/{account}/entries?limit=3", razao_position=position).json()
+        found = [(item["side"], item["kind"], item["amount"], item["balance"]) for item in page["items"]]
+        assert found == [
+            ("debit", "transfer", 30, 940), ("debit", "transfer", 20, 970), ("debit", "transfer", 10, 990),
+        ]  # fmt: skip
+        assert page["items"][0]["transfer"] == last.json()["id"]
+        rest = owner.get(f"/v1/accounts/{account}/entries?limit=3&cursor={page['next_cursor']}").json()
+        assert [(item["side"], item["kind"], item["balance"]) for item in rest["items"]] == [
+            ("credit", "deposit", 1000)
+        ]
+        assert rest["next_cursor"] is None
+        at = page["items"][1]["at"]
+        between = owner.get(f"/v1/accounts/{account}/entries?from={at}&to={page['items'][0]['at']}").json()
+        assert [item["amount"] for item in between["items"]] == [20]
+
+    def test_a_balance_at_a_past_instant_is_what_it_was(self, world: World) -> None:
+        """Up to the end of that microsecond."""
+        owner, account = world.person(1000)
+        _, other = world.person()
+        first = owner.post("/v1/transfers", transfer(account, other, 10)).json()["created_at"]
+        second = owner.post("/v1/transfers", transfer(account, other, 20)).json()["created_at"]
+        owner.post("/v1/transfers", transfer(account, other, 30, hold=True))
+        now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        for at, posted, pending in ((first, 990, 0), (second, 970, 0), (now, 970, 30)):
+            found = owner.get(f"/v1/accounts/{account}/balance?at={at}").json()
+            assert (found["posted"], found["pending"], found["available"]) == (posted, pending, posted - pending), at
+        refused(owner.get(f"/v1/accounts/{account}/balance?at=2020-01-01T00:00:00Z"), 404, "unknown-account")
+
+    @pytest.mark.parametrize(
+        "query",
+        [
+            "balance?at=", "balance?at=now", "balance?at=2026-13-01T00:00:00Z", "balance?at=2026-01-01", "balance?x",
+            "balance?at=9999-12-31T23:59:59Z", "balance?at=2199-12-31T23:59:59Z", "balance?at=0001-01-01T00:00:00Z",
+            "balance?at=2026-01-01T00:00:00Z&at=2026-01-01T00:00:00Z", "balance?at=%00", "balance?at=%ff",
+            "entries?limit=0", "entries?limit=-1", "entries?limit=1001", "entries?limit=1e2", "entries?limit=%D9%A1",
+            "entries?cursor=", "entries?cursor=AAAA", "entries?cursor=" + "A" * 5000, "entries?cursor=%00", "entries?a",
+            "entries?from=x", "entries?to=x",
+            "entries?from=2026-01-02T00:00:00Z&to=2026-01-01T00:00:00Z", "entries?limit",
+            "entries?cursor=AXwAAAAAAAAAAAAAAAAAAAA",
+        ],
+    )  # fmt: skip
+    def test_absurd_queries_are_malformed(self, world: World, query: str) -> None:
+        """400, never a 5xx."""
+        owner, account = world.person()
+        refused(owner.get(f"/v1/accounts/{account}/{query}"), 400, "malformed")
+
+    @pytest.mark.parametrize(
+        "position",
+        ["", "x", "0", "0:", ":1", "0:-1", "0:1;1:2", "0:1,", "0:99999999999999999999", "1024:1", "0:1 0:1"],
+    )
+    def test_absurd_positions_are_malformed(self, world: World, position: str) -> None:
+        """On every read."""
+        owner, account = world.person()
+        for path in (f"accounts/{account}", f"accounts/{account}/balance", f"accounts/{account}/entries", "accounts"):
+            refused(owner.get(f"/v1/{path}", razao_position=position), 400, "malformed")
+
+    # -- batches ------------------------------------------------------------------------------------------------------
+
+    def test_a_batch_is_answered_in_its_order(self, world: World) -> None:
+        """Settled, held and refused ones side by side."""
+        owner, account = world.person(1000)
+        friend, other = world.person_elsewhere(account, apart=True)
+        rows = [
+            transfer(account, other, 100, id=new_id(), description="a: b", metadata={"x": "y:z"}),
+            transfer(account, other, 5000, id=new_id()),
+            transfer(account, other, 50, id=new_id(), hold=True, expires_in=60),
+            transfer(other, account, 1, id=new_id()),
+            transfer(account, "abc", 1, id=new_id()),
+            transfer(account, other, 0, id=new_id()),
+            transfer(account, other, 2**63, id=new_id()),
+            transfer(account, account, 1, id=new_id()),
+        ]
+        answer = owner.post("/v1/transfers/batch", {"transfers": rows})
+        assert answer.status_code == 200, answer.text
+        expected: list[tuple[str, str | None]] = [
+            ("settled", None), ("refused", "insufficient-funds"), ("held", None), ("refused", "forbidden"),
+            ("refused", "unknown-account"), ("refused", "invalid-amount"), ("refused", "invalid-amount"),
+            ("refused", "same-account"),
+        ]  # fmt: skip
+        found = answer.json()["results"]
+        assert [one["id"] for one in found] == [row["id"] for row in rows]
+        assert [(one["status"], one.get("type")) for one in found] == [
+            (status, name and f"/problems/{name}") for status, name in expected
+        ]
+        assert owner.balance(account) == (900, 50, 850)
+        assert friend.balance(other) == (100, 0, 100)
+        assert owner.get(f"/v1/transfers/{rows[0]['id']}").json()["metadata"] == {"x": "y:z"}
+        again = owner.post("/v1/transfers/batch", {"transfers": rows})
+        assert again.json() == answer.json()
+        assert owner.balance(account) == (900, 50, 850)
+        single = owner.post("/v1/transfers", rows[0])
+        assert (single.status_code, single.headers["idempotency-replayed"]) == (201, "true")
+
+    def test_a_batch_under_one_key_happens_once(self, world: World) -> None:
+        """Rows without ids get ids that follow from the key."""
+        owner, account = world.person(1000)
+        _, other = world.person()
+        body = {"transfers": [transfer(account, other, amount) for amount in (1, 2, 3)]}
+        first = owner.post("/v1/transfers/batch", body, idempotency_key="b1")
+        again = owner.post("/v1/transfers/batch", body, idempotency_key="b1")
+        assert first.json() == again.json()
+        assert len({one["id"] for one in first.json()["results"]}) == 3
+        assert again.headers["idempotency-replayed"] == "true"
+        assert owner.balance(account)[0] == 994
+
+    def test_one_id_twice_in_a_batch_happens_once(self, world: World) -> None:
+        """The second is the first again; with other content it is a conflict."""
+        owner, account = world.person(1000)
+        _, other = world.person()
+        row = transfer(account, other, 10, id=new_id())
+        rows = [row, row, {**row, "amount": 11}]
+        found = owner.post("/v1/transfers/batch", {"transfers": rows}).json()["results"]
+        assert [one.get("type", one["status"]) for one in found] == ["settled", "settled", "/problems/id-conflict"]
+        assert owner.balance(account)[0] == 990
+
+    @pytest.mark.parametrize("last", [100, 10_000, 0])
+    def test_linked_transfers_happen_all_or_not_at_all(self, world: World, last: int) -> None:
+        """The failing one says why, also when it is the last, or not even sent."""
+        owner, account = world.person(1000)
+        _, other = world.person_elsewhere(account, apart=False)
+        rows = [transfer(account, other, 10, linked=True), transfer(account, other, 20, linked=True)]
+        rows += [transfer(account, other, last), transfer(account, other, 1)]
+        found = owner.post("/v1/transfers/batch", {"transfers": rows}).json()["results"]
+        statuses = [one.get("type", one["status"]).removeprefix("/problems/") for one in found]
+        if last == 100:
+            assert statuses == ["settled"] * 4
+            assert owner.balance(account)[0] == 869
+        else:
+            reason = "insufficient-funds" if last else "invalid-amount"
+            assert statuses == ["linked-failed", "linked-failed", reason, "settled"]
+            assert owner.balance(account)[0] == 999
+
+    def test_a_chain_across_shards_or_left_open_is_not_linkable(self, world: World) -> None:
+        """Nothing of it happens."""
+        owner, account = world.person(1000)
+        _, far = world.person_elsewhere(account, apart=True)
+        _, near = world.person_elsewhere(account, apart=False)
+        for rows in (
+            [transfer(account, far, 10, linked=True), transfer(account, near, 20)],
+            [transfer(account, near, 10), transfer(account, near, 20, linked=True)],
+        ):
+            found = owner.post("/v1/transfers/batch", {"transfers": rows}).json()["results"]
+            assert "/problems/not-linkable" in {one.get("type") for one in found}
+        assert owner.balance(account)[0] == 990
+
+    def test_a_whole_batch_of_ten_thousand_is_carried_out(self, world: World) -> None:
+        """One more is too large."""
+        owner, account = world.person(100_000)
+        _, other = world.person_elsewhere(account, apart=True)
+        rows = [transfer(account, other, 1) for _ in range(10_000)]
+        found = owner.post("/v1/transfers/batch", {"transfers": rows}).json()["results"]
+        assert {one["status"] for one in found} == {"settled"}
+        assert owner.balance(account)[0] == 90_000
+        refused(owner.post("/v1/transfers/batch", {"transfers": [*rows, rows[0]]}), 413, "too-large")
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"amount": "1"}, {"amount": 1.5}, {"id": "x"}, {"debit_account": 5}, {"linked": "yes"}, {"more": 1},
+            {"description": "a\x00"}, {"description": ""}, {"metadata": []}, {"metadata": {"a": "\x00"}},
+            {"expires_in": 5}, {"hold": None},
+        ],
+    )  # fmt: skip
+    def test_a_row_that_cannot_be_read_spoils_the_batch(self, world: World, change: dict[str, Any]) -> None:
+        """400 (or invalid-id), the answer names the row, and nothing happens."""
+        owner, account = world.person(1000)
+        _, other = world.person()
+        good = transfer(account, other, 1)
+        answer = owner.post("/v1/transfers/batch", {"transfers": [good, {**good, **change}]})
+        assert answer.status_code == 400
+        assert "transfers[1]" in answer.json()["field"] or "more" in answer.json()["field"]
+        assert owner.balance(account)[0] == 1000
+
+    @pytest.mark.parametrize(
+        "body", [{}, {"transfers": []}, {"transfers": {}}, [], {"transfers": [1]}, {"transfers": None}]
+    )
+    def test_a_batch_without_transfers_is_malformed(self, world: World, body: Any) -> None:
+        """400."""
+        refused(world.caller().post("/v1/transfers/batch", body), 400, "malformed")
+
+    def test_arrow_in_gets_arrow_out(self, world: World) -> None:
+        """With ids as bytes, accounts as numbers, and every optional column."""
+        owner, account = world.person(1000)
+        _, other = world.person_elsewhere(account, apart=True)
+        made = [ids.parse(new_id()) for _ in range(4)]
+        table = pa.table(
+            {
+                "id": pa.array([hi.to_bytes(8, "big") + lo.to_bytes(8, "big") for hi, lo in made], pa.binary(16)),
+                "debit_account": np.full(4, int(account), np.uint64),
+                "credit_account": np.array([int(other), int(other), 7, int(other)], np.uint64),
+                "amount": np.array([10, 20, 30, 5000], np.int64),
+                "hold": pa.array([None, True, False, None]),
+                "expires_in": pa.array([None, 60, None, None], pa.int32()),
+                "linked": pa.array([False] * 4),
+                "description": ["a", None, None, None],
+                "metadata": ['{"k":1}', None, None, None],
+            }
+        )
+        for _ in range(2):
+            answer = owner.send_raw("/v1/transfers/batch", arrow(table), ARROW)
+            assert answer.status_code == 200, answer.text
+            assert answer.headers["content-type"] == ARROW
+            found = pa.ipc.open_stream(answer.content).read_all()
+            assert found.column("id") == table.column("id")
+            assert found.column("status").to_pylist() == ["settled", "held", "refused", "refused"]
+            assert found.column("type").to_pylist() == [
+                None, None, "/problems/unknown-account", "/problems/insufficient-funds",
+            ]  # fmt: skip
+            assert owner.balance(account) == (990, 20, 970)
+        single = transfer(account, other, 10, id=ids.text(made[0]), description="a", metadata={"k": 1})
+        assert owner.post("/v1/transfers", single).headers["idempotency-replayed"] == "true"
+
+    def test_an_arrow_batch_may_spell_ids_and_accounts_as_text(self, world: World) -> None:
+        """Or leave the ids out."""
+        owner, account = world.person(1000)
+        _, other = world.person()
+        columns = {"debit_account": [account] * 2, "credit_account": [other] * 2, "amount": [1, 2]}
+        with_ids = pa.table({"id": [new_id(), new_id()], **columns})
+        answer = pa.ipc.open_stream(owner.send_raw("/v1/transfers/batch", arrow(with_ids), ARROW).content).read_all()
+        assert answer.column("id").to_pylist() == with_ids.column("id").to_pylist()
+        answer = pa.ipc.open_stream(owner.send_raw("/v1/transfers/batch", arrow(pa.table(columns)), ARROW).content)
+        assert answer.read_all().column("status").to_pylist() == ["settled"] * 2
+        assert owner.balance(account)[0] == 994
+
+    @pytest.mark.parametrize(
+        "spoil",
+        [
+            "empty",
+            "cut",
+            "flipped",
+            "compressed",
+            "dictionary",
+            "unknown",
+            "missing",
+            "nulls",
+            "type",
+            "id",
+            "file",
+            "two",
+        ],
+    )
+    def test_an_arrow_stream_that_is_not_as_documented_is_malformed(self, world: World, spoil: str) -> None:
+        """400, and nothing happens."""
+        owner, account = world.person(1000)
+        _, other = world.person()
+        columns: dict[str, Any] = {
+            "debit_account": pa.array([int(account)] * 2, pa.uint64()),
+            "credit_account": pa.array([int(other)] * 2, pa.uint64()),
+            "amount": pa.array([1, 2], pa.int64()),
+        }
+        changes: dict[str, dict[str, Any]] = {
+            "dictionary": {"description": pa.array(["a", "b"]).dictionary_encode()},
+            "unknown": {"colour": pa.array([1, 2])},
+            "nulls": {"amount": pa.array([1, None], pa.int64())},
+            "type": {"amount": pa.array([1.0, 2.0])},
+            "id": {"id": pa.array([b"0" * 16] * 2, pa.binary(16))},
+        }
+        columns.update(changes.get(spoil, {}))
+        if spoil == "missing":
+            del columns["amount"]
+        table = pa.table(columns)
+        if spoil == "two":
+            table = pa.table([*table.columns, table.columns[0]], names=[*table.column_names, "amount"])
+        data = arrow(table, compression="zstd" if spoil == "compressed" else None)
+        if spoil == "cut":
+            data = data[: len(data) // 2]
+        elif spoil == "flipped":
+            data = data[:60] + bytes(byte ^ 0x5A for byte in data[60:90]) + data[90:]
+        elif spoil == "file":
+            data = b"ARROW1\0\0" + data
+        elif spoil == "empty":
+            data = b""
+        answer = owner.send_raw("/v1/transfers/batch", data, ARROW)
+        refused(answer, 400, "invalid-id" if spoil == "id" else "malformed")
+        assert owner.balance(account)[0] == 1000
+
+    # -- bodies -------------------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"", b"x", b"{", b"[]", b"null", b"1", b'"x"', b"{}{}", b'{"amount":NaN}', b"\xff", b"\xef\xbb\xbf{}",
+            b'{"amount":Infinity}', b'{"amount":01}', b'{"amount":1,}', b"{'amount':1}", b"\x00", b"[" * 60_000,
+            b'{"metadata":' + b'{"a":' * 10_000 + b"1" + b"}" * 10_001, b'{"amount":1e400}',
+            b'{"debit_account":"5000","credit_account":"5001","amount":1,"amount":2}',
+            b'{"debit_account":"5000","credit_account":"5001","amount":1,"am\\u006funt":2}',
+            b'{"debit_account":"5000","credit_account":"5001","amount":1,"amount":1,"description":"a:b"}',
+            b'{"debit_account":"5000","credit_account":"5001","amount":1,"metadata":{"a":1,"a":2}}',
+            b'{"debit_account":"5000","credit_account":"5001","amount":1,"metadata":{"a":{"b":1,"b":1}}}',
+            b'{"debit_account":"5000","credit_account":"5001","amount":1,"metadata":{"a":"\\u0000"}}',
+            b'{"debit_account":"5000","credit_account":"5001","amount":1,"metadata":{"a":"\\ud800"}}',
+            b'{"debit_account":"5000","credit_account":"5001","amount":1,"metadata":{"a":1e999}}',
+            b'{"debit_account":"5000","credit_account":"5001","amount":1,"metadata":[]}',
+            b'{"debit_account":"5000","credit_account":"5001","amount":1,"metadata":null}',
+            b'{"debit_account":"5000","credit_account":"5001","amount":1,"metadata":{"a":"' + b"x" * 5000 + b'"}}',
+            b'{"debit_account":"5000","credit_account":"5001","amount":1,"metadata":' + b'{"a":' * 9 + b"1" + b"}" * 10,
+            b'{"debit_account":"5000","credit_account":"5001","amount":1,"description":"\\u0000"}',
+            b'{"debit_account":"5000","credit_account":"5001","amount":1,"description":"\\udc00"}',
+            b'{"debit_account":"5000","credit_account":"5001","amount":1,"description":"\xc3\x28"}',
+            b'{"debit_account":"5000","credit_account":"5001","amount":1,"description":"\xed\xa0\x80"}',
+            b'{"debit_account":"5000","credit_account":"5001","amount":1,"description":"\\ud800"}',
+            b'{"debit_account":"5000","credit_account":"5001","amount":1,"unknown":1}',
+            b'{"debit_account":"50\\u000000","credit_account":"5001","amount":1}',
+            b'{"debit_account":"","credit_account":"5001","amount":1}',
+            b'{"debit_account":5000,"credit_account":"5001","amount":1}',
+        ],
+    )  # fmt: skip
+    def test_bodies_that_cannot_be_read_are_malformed(self, world: World, body: bytes) -> None:
+        """400, never a 5xx."""
+        refused(world.caller().send_raw("/v1/transfers", body), 400, "malformed")
+
+    @pytest.mark.parametrize("path", ["transfers", "deposits", "withdrawals", "accounts", "transfers/batch"])
+    def test_bodies_too_large_are_refused(self, world: World, path: str) -> None:
+        """10 MB everywhere; more than 64 KiB but for batches."""
+        caller = world.caller(EVERYTHING)
+        for size in (10_000_000, 70_000):
+            if path == "transfers/batch" and size < 8 << 20:
+                continue
+            body = b'{"description":"' + b"x" * size + b'"}'
+            refused(caller.send_raw(f"/v1/{path}", body), 413, "too-large")
+
+    @pytest.mark.parametrize(
+        "content_type",
+        [
+            "text/plain",
+            "",
+            "application/xml",
+            "application/json; charset=latin-1",
+            "application/jsonp",
+            "x" * 500,
+            "application/vnd.apache.arrow.stream",
+        ],
+    )
+    def test_other_content_types_are_refused(self, world: World, content_type: str) -> None:
+        """415."""
+        answer = world.caller().send_raw("/v1/transfers", b"{}", content_type)
+        refused(answer, 415, "unsupported-media-type")
+
+    def test_compressed_bodies_are_refused(self, world: World) -> None:
+        """415."""
+        caller = world.caller()
+        headers = {**caller.headers, "content-type": "application/json", "content-encoding": "gzip"}
+        refused(world.http.post("/v1/transfers", content=b"{}", headers=headers), 415, "unsupported-media-type")
+
+    def test_a_chunked_body_is_read(self, world: World) -> None:
+        """Without a Content-Length."""
+        owner, account = world.person(1000)
+        _, other = world.person()
+        body = json.dumps(transfer(account, other, 1)).encode()
+        headers = {**owner.headers, "content-type": "application/json; charset=utf-8"}
+        answer = world.http.post("/v1/transfers", content=iter([body[:10], body[10:]]), headers=headers)
+        assert answer.status_code == 201, answer.text
+
+    # -- callers ------------------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize(
+        "value",
+        [None, "", "Bearer", "Bearer x", "Basic dTpw", "Bearer a.b.c", "Bearer " + "x" * 9000, "bearer"],
+    )
+    def test_without_a_token_nothing_goes(self, world: World, value: str | None) -> None:
+        """401 with a challenge."""
+        headers = {} if value is None else {"authorization": value}
+        for method, path in (("GET", "/v1/accounts"), ("POST", "/v1/transfers"), ("GET", "/v1/transfers/x")):
+            answer = world.http.request(method, path, headers=headers)
+            if answer.status_code in {400, 431}:  # a gateway may bound headers first
+                continue
+            refused(answer, 401, "unauthenticated")
+            assert answer.headers["www-authenticate"].startswith("Bearer")
+
+    def test_each_call_needs_its_scope(self, world: World) -> None:
+        """403 without it, and the answer names it."""
+        owner, account = world.person(1000)
+        _, other = world.person()
+        reader, writer, funder, nobody = (
+            Caller(world.http, world.engine.make_token(owner.sub, scope), owner.sub)
+            for scope in ("ledger:read", "ledger:write", "ledger:fund", "ledger:readwrite profile")
+        )
+        send = transfer(account, other, 1)
+        for caller in (reader, funder, nobody):
+            problem = refused(caller.post("/v1/transfers", send), 403, "forbidden")
+            assert problem["scope"] == "ledger:write"
+            refused(caller.post("/v1/transfers/batch", {"transfers": [send]}), 403, "forbidden")
+        for caller in (writer, funder, nobody):
+            for path in (f"accounts/{account}", f"accounts/{account}/balance", f"transfers/{new_id()}", "accounts"):
+                assert refused(caller.get(f"/v1/{path}"), 403, "forbidden")["scope"] == "ledger:read"
+        for caller in (reader, writer, nobody):
+            refused(caller.post("/v1/deposits", {"account": account, "amount": 1}), 403, "forbidden")
+        assert funder.post("/v1/deposits", {"account": account, "amount": 1}).status_code == 201
+        assert reader.balance(account)[0] == 1001
+        assert writer.post("/v1/transfers", send).status_code == 201
+        operator = world.caller("ledger:operate", "operator")
+        assert operator.post("/v1/transfers", send).status_code == 201
+        assert operator.balance(account)[0] == 999
+        refused(operator.post("/v1/deposits", {"account": account, "amount": 1}), 403, "forbidden")
+
+    # -- around it ----------------------------------------------------------------------------------------------------
+
+    def test_health_is_public_and_names_every_shard(self, world: World) -> None:
+        """200 when all of them serve."""
+        answer = world.http.get("/healthz")
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["status"] == "ok"
+        assert [shard["name"] for shard in answer.json()["shards"]] == ["shard-000", "shard-001"]
+
+    def test_every_problem_has_its_page(self, world: World) -> None:
+        """As the catalogue's list links them; nothing from elsewhere is needed to show them."""
+        page = world.http.get("/problems")
+        assert page.status_code == 200
+        names = {part.split("'")[0] for part in page.text.split("href='/problems/")[1:]}
+        assert {"insufficient-funds", "unsure", "overloaded", "not-linkable", "id-conflict"} <= names
+        for name in names:
+            one = world.http.get(f"/problems/{name}")
+            assert one.status_code == 200
+            assert one.headers["content-type"].startswith("text/html")
+            assert "http://" not in one.text
+            assert "https://" not in one.text
+        refused(world.http.get("/problems/none"), 404, "not-found")
+
+    def test_the_contract_is_served_for_programs_and_for_people(self, world: World) -> None:
+        """OpenAPI 3.1 and a page, with the same calls."""
+        described = world.http.get("/openapi.json").json()
+        assert described["openapi"].startswith("3.1")
+        page = world.http.get("/docs")
+        assert page.headers["content-type"].startswith("text/html")
+        for path in described["paths"]:
+            assert path in page.text
+        assert world.http.get("/").status_code == 200
+
+    @pytest.mark.parametrize("path", ["/nothing", "/v2/transfers", "/favicon.ico", "/problems/x/y"])
+    def test_unknown_paths_are_problems(self, world: World, path: str) -> None:
+        """404 not-found."""
+        refused(world.http.get(path), 404, "not-found")
+
+    def test_unknown_paths_under_v1_are_problems(self, world: World) -> None:
+        """Only for those who may ask."""
+        for path in ("/v1/nothing", "/v1/accounts/1/2/3", "/v1/transfers/", "/v1/accounts//balance"):
+            refused(world.http.get(path), 401, "unauthenticated")
+            refused(world.bank.get(path), 404, "not-found")
+
+    @pytest.mark.parametrize(
+        ("method", "path", "allow"),
+        [("DELETE", "/v1/transfers", "POST"), ("GET", "/v1/transfers/batch", "POST"),
+         ("PUT", "/v1/accounts/5000", "GET, HEAD, PATCH"), ("POST", "/v1/accounts/5000/balance", "GET, HEAD"),
+         ("POST", "/healthz", "GET, HEAD")],
+    )  # fmt: skip
+    def test_other_methods_are_problems(self, world: World, method: str, path: str, allow: str) -> None:
+        """405 with Allow. (A GET of /v1/transfers/batch looks a transfer of that name up.)"""
+        answer = world.bank.call(method, path)
+        if path.endswith("batch"):
+            refused(answer, 404, "unknown-transfer")
+            return
+        refused(answer, 405, "method-not-allowed")
+        assert answer.headers["allow"] == allow
+
+    def test_head_answers_like_get_without_a_body(self, world: World) -> None:
+        """With the same length."""
+        whole, head = world.http.get("/openapi.json"), world.http.head("/openapi.json")
+        assert head.status_code == 200
+        assert head.content == b""
+        assert head.headers["content-length"] == whole.headers["content-length"]
+
+    def test_a_client_that_goes_away_harms_nobody(self, world: World) -> None:
+        """In the middle of a body."""
+        owner, account = world.person(1000)
+        address = urlsplit(world.engine.base_url)
+        assert address.hostname is not None
+        with socket.create_connection((address.hostname, address.port or 80), timeout=10) as client:
+            client.sendall(
+                b"POST /v1/transfers HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 500\r\n"
+                b"authorization: " + owner.headers["authorization"].encode() + b'\r\n\r\n{"amount":'
+            )
+        assert owner.balance(account)[0] == 1000
+
+
+ARROW: Final = "application/vnd.apache.arrow.stream"
+
+
+def arrow(table: pa.Table, compression: str | None = None) -> bytes:
+    """A table as an Arrow stream."""
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
