@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 import httpx
 
 from cluster import processes
-from cluster.certificates import CertificateError, ensure_certificate
+from cluster.certificates import CertificateError, check_certificate, ensure_certificate
 from cluster.data import DataDirectory, EngineError, Running, Secrets
 from cluster.gateway import Application, Gateway, GatewayConfig, GatewayError
 from cluster.plan import Plan
@@ -170,7 +170,11 @@ class Supervisor:
         settings = self._settings
         certificate = None
         if tls_port:
-            certificate = settings.tls_certificate or ensure_certificate(self.data.root / "tls")
+            certificate = settings.tls_certificate
+            if certificate is None:
+                certificate = ensure_certificate(self.data.root / "tls")
+            else:
+                check_certificate(certificate)
         return GatewayConfig(
             engine=f"razao-{secrets.engine}",
             host=settings.host,

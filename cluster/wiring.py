@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import asyncpg
-from starlette.types import Receive, Scope, Send
 
 from actors.account_shard import ShardConfig
 from actors.directory import locate_by
+from actors.projection import Limits, Projection
+from actors.projector import ProjectorConfig
 from actors.ray_calls import RayTransport
 from actors.shard import ShardLimits
 from actors.shard_client import ShardClient
 from actors.transport import TcpTransport, Transport
 from cluster.plan import Plan
-from cluster.settings import TransportKind
+from cluster.settings import Ingress, TransportKind
 from deployments.auth.tokens import KeyAddress, KeyFile, TokenVerifier
-from deployments.edge import Edge
 from deployments.payments import Services, create_app
+from deployments.serving import Application, Spec
 from storage.journal.postgres import PostgresJournal
 from storage.query_store import QueryStore
 from storage.registry import Registry
 from storage.snapshots import SnapshotStore
+
+_REPLICA_CONNECTIONS: Final = 8
+_PROJECTOR_CONNECTIONS: Final = 4
 
 
 def shard_config(plan: Plan, partition: int) -> ShardConfig:
@@ -56,31 +61,11 @@ def token_verifier(plan: Plan) -> TokenVerifier:
     return TokenVerifier(source, issuer=plan.settings.token_issuer, audience=plan.settings.token_audience)
 
 
-class PaymentsApp:
-    """The payments application with everything that it holds open."""
-
-    def __init__(self, app: Edge, client: ShardClient, store: QueryStore, pool: asyncpg.Pool[asyncpg.Record]) -> None:
-        self._app = app
-        self._client = client
-        self._store = store
-        self._pool = pool
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        await self._app(scope, receive, send)
-
-    async def close(self) -> None:
-        """Give up links and connections."""
-        await self._client.close()
-        await self._store.close()
-        await self._pool.close()
-
-
-async def payments_app(config: dict[str, Any]) -> PaymentsApp:
-    """The application factory that a replica calls on its own loop. `config`: the plan as JSON."""
+async def payments_application(config: dict[str, Any]) -> Application:
+    """The factory that a replica calls on its own loop. `config`: the plan as JSON."""
     plan = Plan.from_json(config["plan"])
     settings = plan.settings
-    pool = await asyncpg.create_pool(plan.dsn, min_size=1, max_size=8)
+    pool = await asyncpg.create_pool(plan.dsn, min_size=1, max_size=_REPLICA_CONNECTIONS)
     client = ShardClient(shard_transport(plan), plan.partitions)
     store = QueryStore(pool)
     services = Services(
@@ -96,4 +81,44 @@ async def payments_app(config: dict[str, Any]) -> PaymentsApp:
         hold_max_s=settings.hold_max_s,
         repeated_tax_ids=settings.repeated_tax_ids,
     )
-    return PaymentsApp(create_app(services), client, store, pool)
+
+    async def close() -> None:
+        await client.close()
+        await store.close()
+        await pool.close()
+
+    return Application(create_app(services), close=close)
+
+
+def payments_spec(plan: Plan) -> Spec:
+    """The payments application as it is deployed."""
+    settings = plan.settings
+    return Spec(
+        name="payments",
+        factory=payments_application,
+        config={"plan": plan.as_json()},
+        port=plan.application_port if settings.ingress is Ingress.LISTENER else 0,
+        version=version("razao"),
+        replicas_min=settings.replicas_min,
+        replicas_max=settings.replicas_max,
+        max_in_progress=settings.requests_max,
+        max_waiting=settings.requests_waiting_max,
+    )
+
+
+def projector_config(plan: Plan) -> ProjectorConfig:
+    """What the projector is told."""
+    return ProjectorConfig(partial(_projection, plan))
+
+
+async def _projection(plan: Plan) -> Projection:
+    settings = plan.settings
+    pool = await asyncpg.create_pool(plan.dsn, min_size=1, max_size=_PROJECTOR_CONNECTIONS)
+    return Projection(
+        PostgresJournal(plan.dsn),
+        QueryStore(pool),
+        SnapshotStore(settings.snapshot_location, plan.ledger_key),
+        chain_key=plan.ledger_key,
+        windows=plan.windows,
+        limits=Limits(snapshot_records=settings.snapshot_every_records, snapshot_s=settings.snapshot_every_s),
+    )
