@@ -6,14 +6,16 @@ book as it was before they were applied (`origins`); everything else is in the e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final, NamedTuple
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
-from actors.book import FLIGHTS, HOLDS, SEED, Book, find, hash_id
+from actors import book as book_module
+from actors.book import FLIGHTS, HOLDS, SEED, Book, entry_point, find, hash_id
 from storage import query_store
 from storage.events import FIRST_ACCOUNT, FIRST_STATELESS, SETTLEMENT, SLOTS, Code, Kind, ResultFlag
 from storage.query_store import Chunk, Note
@@ -68,31 +70,41 @@ def origins(book: Book, rows: Rows) -> Rows:
     return found
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _hold_origins(meta: Any, holds: Any, heads: Any, rows: Any, places: Any, found: Any) -> None:
-    for place in places:
-        hi, lo = rows[place]["ref_hi"], rows[place]["ref_lo"]
-        at = find(meta, HOLDS, 0, holds, heads, hi, lo, hash_id(hi, lo, np.uint64(meta[SEED])))
-        if at >= 0:
-            found[place]["debit"] = holds[at]["debit"]
-            found[place]["credit"] = holds[at]["credit"]
-            found[place]["amount"] = holds[at]["amount"]
-            found[place]["kind"] = _HOLD
+def _finders(source: int) -> tuple[Callable[..., int], Callable[..., int]]:
+    """The look-ups, compiled. They close over `source` for Numba's cache on disk, which would not see that the index of
+    the book has changed (see `actors/ledger.py`)."""
+
+    @entry_point
+    def hold_origins(meta: Any, holds: Any, heads: Any, rows: Any, places: Any, found: Any) -> int:
+        for place in places:
+            hi, lo = rows[place]["ref_hi"], rows[place]["ref_lo"]
+            at = find(meta, HOLDS, 0, holds, heads, hi, lo, hash_id(hi, lo, np.uint64(meta[SEED])))
+            if at >= 0:
+                found[place]["debit"] = holds[at]["debit"]
+                found[place]["credit"] = holds[at]["credit"]
+                found[place]["amount"] = holds[at]["amount"]
+                found[place]["kind"] = _HOLD
+        return source
+
+    @entry_point
+    def flight_origins(meta: Any, flights: Any, heads: Any, rows: Any, places: Any, found: Any) -> int:
+        for place in places:
+            hi, lo = rows[place]["id_hi"], rows[place]["id_lo"]
+            at = find(meta, FLIGHTS, 0, flights, heads, hi, lo, hash_id(hi, lo, np.uint64(meta[SEED])))
+            if at >= 0:
+                found[place]["debit"] = flights[at]["debit"]
+                found[place]["credit"] = flights[at]["credit"]
+                found[place]["amount"] = flights[at]["amount"]
+                found[place]["kind"] = flights[at]["kind"]
+                if flights[at]["kind"] == _POST:
+                    found[place]["hold_hi"] = flights[at]["ref_hi"]
+                    found[place]["hold_lo"] = flights[at]["ref_lo"]
+        return source
+
+    return hold_origins, flight_origins
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _flight_origins(meta: Any, flights: Any, heads: Any, rows: Any, places: Any, found: Any) -> None:
-    for place in places:
-        hi, lo = rows[place]["id_hi"], rows[place]["id_lo"]
-        at = find(meta, FLIGHTS, 0, flights, heads, hi, lo, hash_id(hi, lo, np.uint64(meta[SEED])))
-        if at >= 0:
-            found[place]["debit"] = flights[at]["debit"]
-            found[place]["credit"] = flights[at]["credit"]
-            found[place]["amount"] = flights[at]["amount"]
-            found[place]["kind"] = flights[at]["kind"]
-            if flights[at]["kind"] == _POST:
-                found[place]["hold_hi"] = flights[at]["ref_hi"]
-                found[place]["hold_lo"] = flights[at]["ref_lo"]
+_hold_origins, _flight_origins = _finders(crc32(Path(str(book_module.__file__)).read_bytes()))
 
 
 def _same_record(rows: Rows, places: npt.NDArray[np.intp], found: Rows) -> None:

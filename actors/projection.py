@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple, cast
@@ -190,6 +190,12 @@ class PartitionProjection:
         await self._committed()
         await self._save_if_due()
 
+    async def save(self) -> None:
+        """Write a snapshot of the book where it stands now."""
+        if self._saving is not None:
+            await self._saving
+        await self._begin_saving()
+
     async def close(self) -> None:
         """Leave what is under way; what it would have done is done at the next start."""
         tasks = [task for task in (self._committing, self._saving) if task is not None]
@@ -242,9 +248,13 @@ class PartitionProjection:
             return
         await self._hand_over()
         await self._committed()
+        self._begin_saving()
+
+    def _begin_saving(self) -> asyncio.Task[None]:
         position = self._reader.position
         self._snapshot_rows, self._snapshot_from, self._snapshot_time = 0, position.offset, time.monotonic()
         self._saving = asyncio.create_task(self._save(position, ledger.dump(self.book), self._last_ns))
+        return self._saving
 
     async def _save(self, position: Position, arrays: dict[str, Rows], last_ns: int) -> None:
         try:
@@ -336,8 +346,14 @@ class Projection:
                 raise Overtaken("the query store is not where it was left")
         return bool(behind)
 
-    async def run(self) -> None:
+    async def save(self) -> None:
+        """Write a snapshot of every partition now."""
+        await _all(part.save() for part in self.parts)
+
+    async def run(self, caught_up: Callable[[], None] = lambda: None) -> None:
         """Follow the journal for ever, through restarts of the database and rebuilds of the store.
+
+        `caught_up` is called whenever all that there was is projected.
 
         Raises:
             Corrupt: the journal, or this replay of it, cannot be trusted. Nothing more is projected.
@@ -349,6 +365,7 @@ class Projection:
                     await self.open()
                     opened = True
                 moved = await self.catch_up()
+                caught_up()
                 pause = self._limits.poll_s[0] if moved else min(pause * 1.2, self._limits.poll_s[1])
             except Corrupt:
                 raise

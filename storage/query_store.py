@@ -207,12 +207,13 @@ class Account:
     changed_at: int
 
 
-_STATUS: Final = {
+STATUS_AFTER: Final = {
     Kind.OPEN: AccountStatus.OPEN,
     Kind.UNFREEZE: AccountStatus.OPEN,
     Kind.FREEZE: AccountStatus.FROZEN,
     Kind.CLOSE: AccountStatus.CLOSED,
 }
+"""What an account is after a change of that kind."""
 
 _TRANSFERS: Final = """
 WITH found AS (
@@ -434,7 +435,9 @@ class QueryStore:
         )
         if not rows:
             return None
-        return Account(account, _STATUS[Kind(rows[-1]["kind"])], opened_at=rows[0]["at"], changed_at=rows[-1]["at"])
+        return Account(
+            account, STATUS_AFTER[Kind(rows[-1]["kind"])], opened_at=rows[0]["at"], changed_at=rows[-1]["at"]
+        )
 
 
 async def _version(connection: Any) -> int | None:
