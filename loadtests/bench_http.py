@@ -74,7 +74,7 @@ def singles(engine: Engine, accounts: list[str], *, rounds: int, seconds: float,
 
 
 def constants(engine: Engine, accounts: list[str], *, rounds: int, seconds: float, say: Say) -> list[Row]:
-    """The same transfers against routes that do nothing: behind Serve's HAProxy, behind our gateway, on our listener."""
+    """The same transfers against routes that do nothing: behind Serve, behind our gateway, on our listener."""
     with ExitStack() as ends:
         data = Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="razao-constant-")))
         stacks: list[Stack] = [engine]
