@@ -181,6 +181,7 @@ _REMOTE: Final = -2
 _MS_NS: Final = 1_000_000
 _MINUTE_NS: Final = 60 * 10**9
 _DAY_MINUTES: Final = 1440
+_NOON: Final = 720
 _DEFAULT_WINDOW: Final = 1200 << 16 | 360
 """20:00 to 06:00, the Central Bank's night (domain.md, 3)."""
 _CLOCKS_NS: Final = 3600 * 10**9
@@ -354,20 +355,20 @@ def _window(book: Book, r: Int, now: Int) -> Int:
 
 @inlined
 def _day_night(at: Int, offset_ns: Int, window: Int) -> tuple[Int, Int]:
-    """The local day, and the day on which the running night began (-1 outside the window); low 16 bits of each."""
+    """The local day, and the night (-1 outside the window), low 16 bits of each.
+
+    A night lasts from noon to noon and is named by the day it begins on. So a change of the window, which may take
+    effect at once, never starts a new night with a new allowance.
+    """
     minutes = (at + offset_ns) // _MINUTE_NS
     day = minutes // _DAY_MINUTES
     minute = minutes - day * _DAY_MINUTES
     first = window >> 16
     end = window & 0xFFFF
+    within = first <= minute < end if first < end else minute >= first or minute < end
     night = np.int64(-1)
-    if first < end:
-        if first <= minute < end:
-            night = day & 0xFFFF
-    elif minute >= first:
-        night = day & 0xFFFF
-    elif minute < end:
-        night = (day - 1) & 0xFFFF
+    if within:
+        night = (day if minute >= _NOON else day - 1) & 0xFFFF
     return day & 0xFFFF, night
 
 
@@ -487,13 +488,22 @@ def _available(account: Row) -> Int:
 
 
 @inlined
-def _room(book: Book, c: Int, amount: Int) -> Int:
+def _room(book: Book, row: Row, c: Int, amount: Int) -> Int:
     """Whether the credit, or its way out through transit, can be made."""
     if c == _REMOTE:
         if book.meta[FLIGHTS + COUNT] >= book.flights.shape[0]:
             return _BOOK_FULL
-        return _OVERFLOW if book.accounts[_TRANSIT_ROW]["credits_posted"] > _MAX - amount else _OK
+        if _find_flight(book, row) >= 0:
+            return _ID_CONFLICT  # still in flight when the memory of its id is gone
+        c = np.int64(_TRANSIT_ROW)
     return _OVERFLOW if book.accounts[c]["credits_posted"] > _MAX - amount else _OK
+
+
+@compiled
+def _find_flight(book: Book, row: Row) -> Int:
+    hi, lo = row["id_hi"], row["id_lo"]
+    h = hash_id(hi, lo, np.uint64(book.meta[SEED]))
+    return find(book.meta, FLIGHTS, 0, book.flights, book.flight_heads, hi, lo, h)
 
 
 @inlined
@@ -676,7 +686,7 @@ def _deposit(book: Book, row: Row, balance: Row, c: Int, chained: Bool) -> Int:
     code = _check_credit(book, c)
     if code != _OK:
         return code
-    if book.accounts[_SETTLEMENT_ROW]["debits_posted"] > _MAX - amount or _room(book, c, amount) != _OK:
+    if book.accounts[_SETTLEMENT_ROW]["debits_posted"] > _MAX - amount or _room(book, row, c, amount) != _OK:
         return _OVERFLOW
     if chained:
         _save(book, _SETTLEMENT_ROW)
@@ -694,7 +704,7 @@ def _withdrawal(book: Book, row: Row, balance: Row, d: Int, chained: Bool) -> In
         return code
     if _available(book.accounts[d]) < amount:
         return _INSUFFICIENT_FUNDS
-    code = _room(book, _SETTLEMENT_ROW, amount)
+    code = _room(book, row, _SETTLEMENT_ROW, amount)
     if code != _OK:
         return code
     if chained:
@@ -729,7 +739,7 @@ def _transfer(book: Book, row: Row, result: Row, balance: Row, d: Int, c: Int, o
         return _INSUFFICIENT_FUNDS
     if row["kind"] == _HOLD:
         return _hold(book, row, d, day, night, chained)
-    code = _room(book, c, amount)
+    code = _room(book, row, c, amount)
     if code != _OK:
         return code
     if chained:
@@ -826,7 +836,7 @@ def _post(book: Book, row: Row, result: Row, balance: Row, h: Int) -> Int:
     if code == _OK:
         code = _check_credit(book, c)
     if code == _OK:
-        code = _room(book, c, amount)
+        code = _room(book, row, c, amount)
     if code != _OK:
         return code
     result["detail"] = amount
@@ -925,7 +935,7 @@ def _refund(book: Book, row: Row, result: Row, balance: Row, d: Int, c: Int) -> 
         return _EXCEEDS_ORIGINAL
     if _available(book.accounts[d]) < amount:
         return _INSUFFICIENT_FUNDS
-    code = _room(book, c, amount)
+    code = _room(book, row, c, amount)
     if code != _OK:
         return code
     if _refunds_full(book, row["at"]):
@@ -945,7 +955,7 @@ def _credit_leg(book: Book, row: Row, balance: Row, c: Int) -> Int:
     code = _check_credit(book, c)
     if code != _OK:
         return code
-    if book.accounts[_TRANSIT_ROW]["debits_posted"] > _MAX - amount or _room(book, c, amount) != _OK:
+    if book.accounts[_TRANSIT_ROW]["debits_posted"] > _MAX - amount or _room(book, row, c, amount) != _OK:
         return _OVERFLOW
     return _pay(book, balance, _TRANSIT_ROW, c, amount)
 
@@ -954,8 +964,7 @@ def _credit_leg(book: Book, row: Row, balance: Row, c: Int) -> Int:
 def _land(book: Book, row: Row, result: Row, balance: Row, settled: Bool) -> Int:
     """Settle or revert what is in flight under the event's id; nothing there is nothing to do."""
     hi, lo = row["id_hi"], row["id_lo"]
-    h = hash_id(hi, lo, np.uint64(book.meta[SEED]))
-    f = find(book.meta, FLIGHTS, 0, book.flights, book.flight_heads, hi, lo, h)
+    f = _find_flight(book, row)
     if f < 0:
         return _OK
     flight = book.flights[f]
