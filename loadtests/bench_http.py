@@ -41,6 +41,13 @@ class Side:
     stack: Stack
     source: Iterator[bytes]
     rounds: list[Report] = field(default_factory=list)
+    cpu_seconds: float = 0.0  # of the stack, warm-ups included, the generator not
+    answers: int = 0  # in that time
+
+    @property
+    def cpu_us(self) -> float:
+        """CPU time of the whole stack for one request, µs."""
+        return self.cpu_seconds / self.answers * 1e6 if self.answers else 0.0
 
     @property
     def total(self) -> Report:
@@ -55,7 +62,7 @@ def singles(engine: Engine, accounts: list[str], *, rounds: int, seconds: float,
         say("starting the peer")
         peer = ends.enter_context(runner.running(data / "postgres", engine.jwks))
         peer.add_accounts({int(account): "bench" for account in accounts}, ACCOUNT_BALANCE)
-        other = Stack("peer", peer.port, peer.pid, "/healthz")
+        other = Stack("peer", peer.port, peer.pids, "/healthz")
         sides: dict[str, Side] = {}
         for kind, pairs in (("random", traffic.random_pairs), ("hot", traffic.hot_pairs)):
             for stack in (engine, other):
@@ -143,6 +150,7 @@ def _play(sides: list[Side], stacks: list[Stack], engine: Engine, *, rounds: int
             first = number % len(sides)
             for side in itertools.chain(sides[first:], sides[:first]):
                 turn(side.stack)
+                before = side.stack.cpu_seconds()
                 report = uvloop.run(
                     run(
                         side.source,
@@ -154,9 +162,12 @@ def _play(sides: list[Side], stacks: list[Stack], engine: Engine, *, rounds: int
                     )
                 )
                 side.rounds.append(report)
+                side.cpu_seconds += side.stack.cpu_seconds() - before
+                side.answers += report.requests + report.warm_up_requests
                 say(
                     f"round {number + 1}/{rounds}  {side.name:14} {report.rate:8,.0f}/s  "
-                    f"p50 {report.percentile_ms(50):6.1f} ms  p99 {report.percentile_ms(99):6.1f} ms"
+                    f"p50 {report.percentile_ms(50):6.1f} ms  p99 {report.percentile_ms(99):6.1f} ms  "
+                    f"CPU {side.cpu_us:5.0f} µs a request"
                 )
                 if side.stack is engine:
                     engine.await_projection()  # its rest must neither burden the next side nor be left out for ever
@@ -181,7 +192,8 @@ def _rate_row(
         goals=goals,
         peer=other.rate,
         peer_name="/s",
-        note=f"{spread}p50 {total.percentile_ms(50):.1f} against {other.percentile_ms(50):.1f} ms",
+        note=f"{spread}p50 {total.percentile_ms(50):.1f} against {other.percentile_ms(50):.1f} ms; "
+        f"CPU a request {ours.cpu_us:.0f} against {theirs.cpu_us:.0f} µs",
         invalid=_fault(total) or _fault(other),
     )
 

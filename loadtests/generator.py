@@ -29,12 +29,12 @@ import uvloop
 from loadtests import traffic
 
 EXAMPLES_MAX: Final = 10
-"""So many answers that were not 2xx are kept whole."""
+"""So many answers that were not 2xx are kept."""
 
 _SUB_BITS: Final = 7
 _SUB: Final = 1 << _SUB_BITS
 _BUCKETS: Final = (64 - _SUB_BITS) * _SUB
-_EXAMPLE_BYTES: Final = 500
+_EXAMPLE_BYTES: Final = 300
 _TWO: Final = ord("2")
 _RECONNECT_PAUSE_S: Final = 0.05
 
@@ -56,6 +56,7 @@ class Report:
     statuses: dict[int, int] = field(default_factory=dict)
     lost: int = 0  # no answer: connection refused, closed in between, malformed, or silent until the end
     wrong: int = 0  # 2xx, but the check found fault with it
+    warm_up_requests: int = 0
     warm_up_failures: int = 0
     max_ns: int = 0
     examples: list[str] = field(default_factory=list)
@@ -114,6 +115,7 @@ def merge(reports: Iterable[Report]) -> Report:
         total.cpu_seconds += report.cpu_seconds
         total.lost += report.lost
         total.wrong += report.wrong
+        total.warm_up_requests += report.warm_up_requests
         total.warm_up_failures += report.warm_up_failures
         total.max_ns = max(total.max_ns, report.max_ns)
         total.counts += report.counts
@@ -317,7 +319,8 @@ class _Connection(asyncio.Protocol):
         status = data[9:12]
         phase.statuses[status] = phase.statuses.get(status, 0) + 1
         if status[0] != _TWO:
-            phase.keep(data[:_EXAMPLE_BYTES].decode(errors="replace"))
+            body = data[data.find(b"\r\n\r\n") + 4 :]
+            phase.keep(f"{status.decode()} {body[:_EXAMPLE_BYTES].decode(errors='replace')}")
         elif self.run.check is not None:
             fault = self.run.check(int(status), data[data.find(b"\r\n\r\n") + 4 :])
             if fault is not None:
@@ -452,6 +455,7 @@ def _report(phases: list[_Phase], cpu_seconds: float) -> Report:
     )
     for phase in phases[:-1]:
         refused = sum(n for status, n in phase.statuses.items() if status[0] != _TWO)
+        report.warm_up_requests += sum(phase.statuses.values())
         report.warm_up_failures += refused + phase.lost + phase.wrong
         report.examples += phase.examples[: EXAMPLES_MAX - len(report.examples)]
     return report

@@ -37,17 +37,17 @@ _HEALTHY_S: Final = 30.0
 
 
 class Stack:
-    """A running server: where it listens and which process is the root of its tree."""
+    """A running server: where it listens, and which processes are the roots of its trees."""
 
-    def __init__(self, name: str, port: int, pid: int, health: str) -> None:
+    def __init__(self, name: str, port: int, roots: Sequence[int], health: str) -> None:
         self.name = name
         self.port = port
-        self.pid = pid
+        self._roots = tuple(roots)
         self._health = health
 
     def hold(self) -> None:
         """Stop every process of the tree where it stands."""
-        for process in self._processes():
+        for process in self.processes():
             with contextlib.suppress(psutil.Error):
                 process.suspend()
 
@@ -57,7 +57,7 @@ class Stack:
         Raises:
             RuntimeError: it does not.
         """
-        for process in reversed(self._processes()):
+        for process in reversed(self.processes()):
             with contextlib.suppress(psutil.Error):
                 process.resume()
         deadline = time.monotonic() + _HEALTHY_S
@@ -66,6 +66,15 @@ class Stack:
                 raise RuntimeError(f"{self.name} does not answer {self._health} on port {self.port}")
             time.sleep(0.02)
 
+    def cpu_seconds(self) -> float:
+        """What its living processes have used so far. Unlike a rate, it hardly depends on who else is busy here."""
+        total = 0.0
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                used = process.cpu_times()
+                total += used.user + used.system
+        return total
+
     def _healthy(self) -> bool:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{self._health}", timeout=2):
@@ -73,9 +82,13 @@ class Stack:
         except (urllib.error.URLError, OSError):
             return False
 
-    def _processes(self) -> list[psutil.Process]:
-        root = psutil.Process(self.pid)
-        return [root, *root.children(recursive=True)]
+    def processes(self) -> list[psutil.Process]:
+        """Every process of it, parents before their children."""
+        found: list[psutil.Process] = []
+        for pid in self._roots:
+            root = psutil.Process(pid)
+            found += [root, *root.children(recursive=True)]
+        return found
 
 
 @contextlib.contextmanager
@@ -102,7 +115,7 @@ class Engine(Stack):
     """A whole Razao, started by its own command in a directory of its own."""
 
     def __init__(self, data: Path, port: int, pid: int, seconds_to_ready: float) -> None:
-        super().__init__("razao", port, pid, "/healthz")
+        super().__init__("razao", port, [pid], "/healthz")
         self.data = data
         self.host = f"127.0.0.1:{port}"
         self.seconds_to_ready = seconds_to_ready

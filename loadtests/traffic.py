@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
 JSON: Final = "application/json"
 ARROW: Final = "application/vnd.apache.arrow.stream"
@@ -155,7 +156,7 @@ def check_arrow_batch(rows: int) -> Callable[[int, bytes], str | None]:
 
     def check(_: int, body: bytes) -> str | None:
         statuses = pa.ipc.open_stream(body).read_all().column("status")
-        settled = pa.compute.sum(pa.compute.equal(statuses, "settled")).as_py()
+        settled = pc.sum(pc.equal(statuses, "settled")).as_py()
         return None if settled == rows else f"{settled} of {rows} settled: {statuses.slice(0, 5)}"
 
     return check

@@ -223,7 +223,7 @@ def running(stack: str, data: Path, replicas: int = 2) -> Iterator[Stack]:
     ):
         try:
             _await_ready(process, str(log))
-            yield Stack(stack, port, process.pid, PATH)
+            yield Stack(stack, port, [process.pid], PATH)
         finally:
             end_group(process, grace_s=30.0)
 

@@ -45,13 +45,13 @@ class Transfer(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     id: Annotated[UUID, Field(strict=False)]
-    debit_account: Annotated[str, Field(pattern=r"^[0-9]{1,18}$|^[1-8][0-9]{18}$")]
-    credit_account: Annotated[str, Field(pattern=r"^[0-9]{1,18}$|^[1-8][0-9]{18}$")]
+    debit_account: Annotated[str, Field(pattern=r"^[0-9]{1,19}$")]
+    credit_account: Annotated[str, Field(pattern=r"^[0-9]{1,19}$")]
     amount: Annotated[int, Field(gt=0, le=_INT64_MAX)]
 
     def numbers(self) -> tuple[int, int, int]:
-        """Debit account, credit account, amount."""
-        return int(self.debit_account), int(self.credit_account), self.amount
+        """Debit account, credit account, amount. What is no 64-bit number becomes one that no account has."""
+        return min(int(self.debit_account), _INT64_MAX), min(int(self.credit_account), _INT64_MAX), self.amount
 
 
 async def by_function(pool: Pool, transfer: Transfer, actor: str | None) -> Outcome:

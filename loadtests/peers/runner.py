@@ -36,7 +36,7 @@ class Peer:
 
     port: int
     dsn: str
-    pid: int  # of uvicorn's parent; its workers are children
+    pids: tuple[int, ...]  # uvicorn's parent and PostgreSQL's; the others are their children
 
     def add_accounts(self, accounts: Mapping[int, str], balance: int) -> None:
         """Open `accounts` (id → owner) with `balance` centavos each, straight in the database."""
@@ -107,7 +107,7 @@ def running(
             "PEER_VARIANT": variant,
         }
         with application("loadtests.peers.postgres_ledger:create_app", port, environment, workers) as pid:
-            yield Peer(port, server.dsn, pid)
+            yield Peer(port, server.dsn, (pid, server.pid or 0))
     finally:
         server.stop()
 

@@ -145,6 +145,7 @@ async def test_an_id_with_other_content_is_a_conflict(client: httpx.AsyncClient,
         (body(START + 1), "insufficient-funds"),
         (body(debit=1024, credit=1024), "same-account"),
         (body(credit=9999), "unknown-account"),
+        (body(credit=2**63 + 1), "unknown-account"),
     ],
 )
 async def test_what_the_book_refuses_is_422_and_stays_refused(

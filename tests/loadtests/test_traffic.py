@@ -81,3 +81,20 @@ def test_people_have_different_valid_cpfs() -> None:
     assert len({person["tax_id"] for person in made}) == 500
     assert all(oracle.is_valid(person["tax_id"]) for person in made)
     assert traffic.cpf(111_222_333) == "11122233396"
+
+
+def test_a_batch_counts_only_when_every_row_is_settled() -> None:
+    def arrow(statuses: list[str]) -> bytes:
+        sink = pa.BufferOutputStream()
+        batch = pa.record_batch({"status": statuses})
+        with pa.ipc.new_stream(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        return bytes(sink.getvalue())
+
+    def json(statuses: list[str]) -> bytes:
+        return orjson.dumps({"results": [{"id": str(n), "status": status} for n, status in enumerate(statuses)]})
+
+    for check, answer in ((traffic.check_arrow_batch(3), arrow), (traffic.check_json_batch(3), json)):
+        assert check(200, answer(["settled"] * 3)) is None
+        assert "2 of 3 settled" in (check(200, answer(["settled", "refused", "settled"])) or "")
+        assert "2 of 3 settled" in (check(200, answer(["settled"] * 2)) or "")
