@@ -1,8 +1,8 @@
 """The rim of an application: numbers requests, bounds how long they take, and answers what goes wrong.
 
-Plain ASGI, around everything but the admission (`deployments/admission.py`), which counts. It scans the headers once for
-everybody within, turns every ProblemError into its answer, and every unforeseen exception into a 500 that says nothing
-but the number under which the log has it.
+Plain ASGI, around everything but the admission (`deployments/admission.py`), which counts. It scans the headers once
+for everybody within, turns every ProblemError into its answer, and every unforeseen exception into a 500 that says
+nothing but the number under which the log has it.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from deployments.problems import MALFORMED, TOO_LARGE, ProblemError, malformed
 
 T = TypeVar("T")
 
+_WITH_KEYS: Final = (Struct, Raw, list)
 _STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _PATH: Final = re.compile(r" - at `\$\.?(?P<path>.*)`$")
 _UNKNOWN_FIELD: Final = re.compile(r"unknown field `(?P<name>.*?)`")
@@ -100,7 +101,10 @@ def count_keys(value: object) -> int:
     if isinstance(value, Struct):
         fields = msgspec.structs.astuple(value)
         keys = len(fields) - fields.count(UNSET)
-        return keys + sum(count_keys(field) for field in fields if isinstance(field, Struct | Raw | list))
+        for field in fields:
+            if isinstance(field, _WITH_KEYS):
+                keys += count_keys(field)
+        return keys
     if isinstance(value, Raw):
         return count_colons(bytes(value))
     if isinstance(value, list):

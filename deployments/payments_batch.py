@@ -4,7 +4,7 @@ Only what is rare costs Python per row: descriptions, metadata, and a row that i
 an amount or an account that cannot be is refused alone (with its chain); one that cannot be read makes the whole batch
 malformed.
 
-Measured for 8,190 rows on one core, without the shards: JSON 9 ms, Arrow 1.3 ms.
+Measured for 8,190 rows through the whole application on a busy core, without the shards: JSON 15 ms, Arrow 1.3 ms.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ What a token's header says is used for one thing only: to look a key up by `kid`
 allow-listed *and* fit that key, so neither `none`, nor HS256 with a public key as its secret, nor a key or address
 brought along (`jwk`, `jku`, `x5u`) can work. Verified tokens are remembered by digest until they expire.
 
-Measured: EdDSA 95 us, ES256 100 us, RS256 45 us a verification; a remembered token 1.3 us.
+Measured on a busy machine: EdDSA 115 us, ES256 96 us, RS256 81 us, PS256 84 us a verification, so it is done inline;
+a remembered token 1 us.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ TOKEN_LENGTH_MAX: Final = 8192
 JWKS_SIZE_MAX: Final = 1 << 20
 RSA_BITS_MIN: Final = 2048
 REMEMBERED_MAX: Final = 65_536
+_FOREVER_S: Final = 1 << 40
 
 PublicKey = Ed25519PublicKey | EllipticCurvePublicKey | RSAPublicKey
 
@@ -274,9 +276,9 @@ class TokenVerifier:
             raise InvalidToken("The token's subject is not 1 to 255 printable characters")
         if not isinstance(scope, str) or isinstance(expires, bool) or not isinstance(expires, int | float):
             raise InvalidToken("The token's scope or expiry is of the wrong type")
+        if not self._clock() - self._leeway_s < expires < _FOREVER_S:
+            raise InvalidToken("The token has expired, or never does")
         expires_at = float(expires) + self._leeway_s
-        if self._clock() >= expires_at:
-            raise InvalidToken("The token has expired")
         return Identity(subject, frozenset(scope.split()), expires_at, claims)
 
     def _remember(self, token: bytes, identity: Identity) -> None:
