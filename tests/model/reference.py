@@ -246,7 +246,8 @@ class Ledger:
 
     def valid_id(self, event: Event) -> bool:
         hi, lo = event.id
-        return (hi >> 12) & 0xF in {7, 8} and lo >> 62 == 0b10
+        version, variant = (hi >> 12) & 0xF, lo >> 62
+        return version in {7, 8} and variant == 0b10
 
     def check_actor(self, event: Event) -> None:
         if event.kind in {Kind.OPEN, Kind.DEPOSIT, Kind.CREDIT_LEG} or event.actor == 0:

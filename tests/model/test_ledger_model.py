@@ -72,8 +72,7 @@ class Partition:
     def __init__(self, number: int) -> None:
         self.number = number
         windows = {"id_window_ns": ID_WINDOW, "id_skew_ns": ID_SKEW, "refund_window_ns": REFUND_WINDOW}
-        self.fresh = lambda: ledger.new_book(number, 2, **windows, capacity=CAPACITY)  # type: ignore[arg-type]
-        self.book = self.fresh()
+        self.book = ledger.new_book(number, 2, **windows, capacity=CAPACITY)
         self.model = Ledger(number, 2, ID_WINDOW, ID_SKEW, REFUND_WINDOW, CAPACITY)
         self.last = 0
         self.journal: list[tuple[Rows, Rows]] = []
@@ -393,7 +392,7 @@ def key(row: Any) -> tuple[int, int]:
 
 def test_the_kernel_is_the_reference_over_long_histories_and_every_kind_and_code_is_reached() -> None:
     reached.clear()
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         World,
         settings=settings(
             max_examples=60,

@@ -1,0 +1,249 @@
+"""How the kernel keeps its state: growth without copies, bytes per account and id, dump and restore, damage found."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import pytest
+
+from actors import book as memory
+from actors import ledger
+from loadtests import bench_kernel
+from storage.events import BALANCE, EVENT, NO_LIMIT, RESULT, Code, Flag, Kind
+
+Rows = npt.NDArray[np.void]
+
+NOW = 1_790_000_000 * 10**9
+HOUR = 3600 * 10**9
+SMALL = ledger.Capacity(accounts=4096, ids=2**16, holds=2**12, in_flight=2**12, refunds=2**12)
+
+
+def grown(accounts: int, capacity: ledger.Capacity = SMALL) -> ledger.Book:
+    """A book with so many accounts, each opened by an event of its own."""
+    book = ledger.new_book(0, 1, capacity=capacity)
+    last = 0
+    for start in range(0, accounts, 8190):
+        rows = bench_kernel.openings(start, min(8190, accounts - start), NOW)
+        last, results = bench_kernel.apply(book, rows, NOW, last)
+        assert (results["code"] == Code.OK).all()
+    return book
+
+
+def busy() -> ledger.Book:
+    """A book in which every table has rows, freed ones too, and a raise waits."""
+    book = ledger.new_book(0, 2, capacity=SMALL)
+    rows = np.zeros(120, EVENT)
+    rows["id_hi"] = NOW // 10**6 << 16 | 0x7000
+    rows["id_lo"] = np.arange(len(rows), dtype=np.uint64) + (1 << 63)
+    rows["amount"] = rows["ref_hi"] = rows["ref_lo"] = 1000
+    rows["span"], rows["total"] = HOUR, 100
+    rows["kind"][:20], rows["debit"][:20] = Kind.OPEN, np.arange(20, dtype=np.uint64) * 2048 + 2048
+    rows["total"][:20] = 0
+    rows["kind"][20:40], rows["credit"][20:40] = Kind.DEPOSIT, rows["debit"][:20]
+    rest = rows[40:]
+    rest["kind"] = [Kind.HOLD, Kind.TRANSFER, Kind.REFUND, Kind.SET_LIMITS] * 20
+    rest["debit"] = np.tile(rows["debit"][:20], 4)
+    rest["credit"] = np.where(rest["kind"] == Kind.TRANSFER, 1025, np.roll(rest["debit"], 3))
+    rest["amount"] = 10
+    rest["ref_hi"], rest["ref_lo"] = 5, np.arange(80, dtype=np.uint64)
+    limits = rest["kind"] == Kind.SET_LIMITS
+    rest["amount"][limits], rest["total"][limits] = 9_000, -1
+    rest["span"][rest["kind"] == Kind.REFUND] = NOW
+    last, results = bench_kernel.apply(book, rows, NOW, 0)
+    assert (results["code"] <= Code.IN_FLIGHT).all()
+    ends = np.zeros(12, EVENT)
+    ends["id_hi"], ends["id_lo"] = rows["id_hi"][0], np.arange(12, dtype=np.uint64) + (1 << 63) + (1 << 32)
+    ends["kind"] = [Kind.VOID, Kind.SETTLE] * 6
+    ends["ref_hi"], ends["ref_lo"] = rows["id_hi"][0], rest["id_lo"][[0, 0, 4, 4, 8, 8, 12, 12, 16, 16, 20, 20]]
+    ends["id_lo"][1::2] = rest["id_lo"][[1, 5, 9, 13, 17, 21]]
+    _, results = bench_kernel.apply(book, ends, NOW, last)
+    assert (results["code"] == Code.OK).all()
+    ledger.check(book)
+    return book
+
+
+@pytest.mark.parametrize("accounts", [0, 1, 2, 3, 5, 17, 1000, 20_000])
+def test_every_account_and_id_is_found_at_any_size(accounts: int) -> None:
+    book = grown(accounts, SMALL._replace(accounts=2**15))
+    ledger.check(book)
+    ids = (np.arange(accounts, dtype=np.uint64) + 1) << np.uint64(10)
+    assert (ledger.read_accounts(book, ids, np.zeros_like(ids), NOW)["code"] == Code.OK).all()
+    assert ledger.stats(book)[:3] == (accounts, 0, accounts)
+
+
+def test_growth_never_moves_an_array_and_splits_one_bucket_at_a_time() -> None:
+    book = ledger.new_book(0, 1, capacity=SMALL._replace(accounts=2**15))
+    places = [array.ctypes.data for array in book]
+    buckets = memory.IDS + (int(NOW // (48 * HOUR + 300 * 10**9)) & 1) * memory.TABLE_SIZE + memory.BUCKETS
+    last, before = 0, 1
+    for i in range(3_000):
+        last, _ = bench_kernel.apply(book, bench_kernel.openings(i, 1, NOW), NOW, last)
+        after = int(book.meta[buckets])
+        assert after - before <= 1
+        before = after
+    assert before == 3_000
+    assert [array.ctypes.data for array in book] == places
+
+
+def test_chains_stay_short() -> None:
+    book = grown(20_000, SMALL._replace(accounts=2**15))
+    accounts = book.accounts[: book.meta[memory.ACCOUNTS + memory.TOP]]
+    not_first = int((accounts["next"] != 0).sum())
+    assert not_first < 0.35 * len(accounts)  # with two buckets an account, 1 - (1 - e^-0.5)/0.5 = 0.21 of them
+
+
+def test_an_account_takes_at_most_200_bytes_and_an_id_at_most_40() -> None:
+    account = memory.ACCOUNT_ROW.itemsize + memory.RAISE_ROW.itemsize + 4 * memory.ACCOUNT_BUCKETS
+    assert account <= 200
+    assert memory.ID_ROW.itemsize + 4 <= 40
+    assert memory.ACCOUNT_ROW.itemsize % 64 == 0  # cache lines
+
+
+def test_measured_memory_is_what_the_structures_say() -> None:
+    accounts = 400_000
+    process = psutil.Process()
+    grown(10)  # compiles or loads
+    before = process.memory_info().rss
+    book = grown(accounts, ledger.Capacity())
+    used = process.memory_info().rss - before
+    assert ledger.stats(book)[:3] == (accounts, 0, accounts)
+    huge_pages = 8 * 2**21  # each array's last page may be empty
+    assert used <= accounts * (200 + 40) + huge_pages
+
+
+def test_a_fresh_book_takes_virtual_memory_only() -> None:
+    process = psutil.Process()
+    before = process.memory_info().rss
+    book = ledger.new_book(0, 1)
+    assert sum(array.nbytes for array in book) > 10 * 2**30
+    assert process.memory_info().rss - before < 16 * 2**20
+
+
+def test_a_restored_book_is_the_same_book() -> None:
+    book = busy()
+    copy = ledger.restore(ledger.dump(book), SMALL)
+    ledger.check(copy)
+    assert ledger.digest(copy) == ledger.digest(book)
+    assert ledger.stats(copy) == ledger.stats(book)
+    assert np.array_equal(ledger.in_flight(copy), ledger.in_flight(book))
+    ids = book.accounts["id"][: book.meta[memory.ACCOUNTS + memory.TOP]].copy()
+    first, second = (ledger.read_accounts(each, ids, np.zeros_like(ids), NOW + 2 * HOUR) for each in (book, copy))
+    assert np.array_equal(first, second)
+
+
+def test_a_dump_does_not_change_with_the_book() -> None:
+    book = busy()
+    arrays = ledger.dump(book)
+    digest = ledger.digest(book)
+    bench_kernel.apply(book, ledger.due_holds(book, NOW + 9 * HOUR, 99), NOW + 9 * HOUR, NOW)
+    assert ledger.digest(book) != digest
+    assert ledger.digest(ledger.restore(arrays, SMALL)) == digest
+
+
+def test_the_digest_does_not_know_where_rows_lie() -> None:
+    book, other = busy(), busy()
+    assert book.meta[memory.SEED] != other.meta[memory.SEED]
+    assert ledger.digest(book) == ledger.digest(other)
+
+
+@pytest.mark.parametrize("name", ["meta", "accounts", "id_heads_0", "ids_1", "holds", "heap", "raises", "raise_rows"])
+def test_a_dump_that_lacks_or_cuts_an_array_is_turned_away(name: str) -> None:
+    arrays = ledger.dump(busy())
+    with pytest.raises(ValueError, match=name):
+        ledger.restore({key: value for key, value in arrays.items() if key != name}, SMALL)
+    if len(arrays[name]):
+        with pytest.raises(ValueError, match=name):
+            ledger.restore({**arrays, name: arrays[name][:-1]}, SMALL)
+
+
+def test_a_dump_of_another_format_is_turned_away() -> None:
+    arrays = ledger.dump(busy())
+    arrays["meta"][memory.FORMAT] = 99
+    with pytest.raises(ValueError, match="format 99"):
+        ledger.restore(arrays, SMALL)
+
+
+def test_a_book_that_does_not_fit_is_turned_away() -> None:
+    with pytest.raises(ValueError, match="capacity"):
+        ledger.restore(ledger.dump(busy()), SMALL._replace(accounts=4))
+
+
+DAMAGE: list[tuple[str, str, Any]] = [
+    ("sum", "accounts", lambda rows: rows["credits_posted"].__setitem__(5, rows["credits_posted"][5] + 1)),
+    ("available", "accounts", lambda rows: np.add.at(rows["debits_posted"], [5, 0], [1_500, -1_500])),
+    ("pending", "accounts", lambda rows: rows["debits_pending"].__setitem__(5, rows["debits_pending"][5] + 1)),
+    ("in flight", "accounts", lambda rows: rows["in_flight"].__setitem__(5, 9)),
+    ("index", "accounts", lambda rows: rows["id"].__setitem__(5, rows["id"][5] + 2048 * 99)),
+    ("index", "account_heads", lambda heads: heads.__setitem__(slice(0, 8), 0)),
+    ("partition", "accounts", lambda rows: rows["id"].__setitem__(5, rows["id"][5] + 1)),
+    ("ids", "ids", lambda rows: rows["lo"].__setitem__(slice(None), 7)),
+    ("holds", "hold_heads", lambda heads: heads.__setitem__(slice(None), 0)),
+    ("heap", "heap", lambda heap: heap.__setitem__(0, heap[1])),
+    ("out of order", "holds", lambda rows: rows["expires_at"].__setitem__(rows["heap"] == 0, NOW * 2)),
+]
+
+
+@pytest.mark.parametrize(("words", "name", "damage"), DAMAGE)
+def test_damage_is_found_and_named(words: str, name: str, damage: Any) -> None:
+    book = busy()
+    if name == "ids":
+        used = int(book.meta[memory.ID_GENERATION] & 1) * (len(book.ids) // 2)
+        damage(book.ids[used : used + 10])
+    else:
+        damage(getattr(book, name))
+    with pytest.raises(AssertionError, match=words):
+        ledger.check(book)
+
+
+def test_another_secret_spreads_the_same_ids_another_way() -> None:
+    book, other = grown(500), grown(500)
+    assert not np.array_equal(book.account_heads[:1000], other.account_heads[:1000])
+
+
+WITHOUT_COMPILER = """
+import numpy as np
+from actors import ledger
+from tests.actors.test_ledger_memory import busy
+from tests.model.test_ledger_model import Generator, Partition, START
+import random
+print(ledger.digest(busy()).hex())
+part, dice = Partition(0), random.Random(4)
+for step in range(25):
+    part.apply(Generator(dice, part, START + step * 10**12).batch(), START + step * 10**12)
+print(ledger.digest(part.book).hex())
+"""
+
+
+def run_history(**environment: str) -> str:
+    """The digests of two histories, from a process of their own."""
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-c", WITHOUT_COMPILER]
+    done = subprocess.run(
+        command, cwd=root, env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_without_the_compiler_the_kernel_gives_the_same_book() -> None:
+    plain = run_history(NUMBA_DISABLE_JIT="1")
+    assert len(plain) > 128
+    assert plain == run_history()
+
+
+def test_linked_flag_is_the_only_bit_that_the_kernel_reads() -> None:
+    book = grown(2)
+    row = np.zeros(1, EVENT)
+    row["kind"], row["credit"], row["amount"], row["flags"] = Kind.DEPOSIT, 1024, 5, 0xFFFF & ~Flag.LINKED
+    row["id_hi"], row["id_lo"] = NOW // 10**6 << 16 | 0x7000, 1 << 63 | 1 << 40
+    results, balances = np.zeros(1, RESULT), np.zeros(1, BALANCE)
+    ledger.stamp(row, NOW, NOW + 10**6)
+    ledger.apply(book, row, results, balances, 0)
+    assert results["code"][0] == Code.OK
+    assert np.iinfo(np.int64).max == NO_LIMIT
