@@ -236,7 +236,8 @@ def _valid_ids(high: Rows, low: Rows) -> Rows:
 
 def accounts_of_text(given: list[str], field: str) -> Rows:
     """Ids of accounts → (n,) uint64; 0 for what can be none."""
-    if _ACCOUNTS.fullmatch(f"{','.join(given)},"):
+    joined = ",".join(given)
+    if joined.count(",") == len(given) - 1 and _ACCOUNTS.fullmatch(f"{joined},"):
         accounts = np.array(list(map(int, given)), np.uint64)
         if ((accounts >= FIRST_ACCOUNT) & (accounts <= AMOUNT_MAX)).all():
             return accounts
