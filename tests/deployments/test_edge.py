@@ -218,3 +218,25 @@ async def test_only_the_gateway_gets_in(tmp_path: Path, secret: str | None) -> N
         headers["razao-gateway"] = "the secret"
         assert (await client.get("/docs", headers=headers)).status_code == 200
         assert (await client.get("/nothing", headers=headers)).status_code == 404
+
+
+@pytest.mark.parametrize("key", ["", "key-1"])
+async def test_what_was_sent_to_a_shard_is_unsure_when_the_edge_itself_ends_the_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """The edge knows the id from the moment it is sent on."""
+    monkeypatch.setattr("deployments.edge.GRACE_S", -0.9)  # before the shard client gives up
+    app = create_app(offline_services(ensure_keys(tmp_path), deadline_s=1.0))
+    headers = {"authorization": f"Bearer {sign_token(tmp_path, 'ana', 'ledger:write')}"}
+    body: dict[str, Any] = {"debit_account": "5000", "credit_account": "6000", "amount": 1}
+    if key:
+        headers["idempotency-key"] = key
+    else:
+        body["id"] = "01890a5d-ac96-774b-bcce-b302099a8057"
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://razao") as client:
+        response = await client.post("/v1/transfers", json=body, headers=headers)
+        assert (response.status_code, response.json()["type"]) == (503, "/problems/unsure")
+        assert key or response.json()["id"] == body["id"]
+        assert len(response.json()["id"]) == 36
+        read = await client.get("/v1/accounts/5000/balance", headers=headers | {"authorization": "Bearer x"})
+        assert read.status_code == 401

@@ -144,11 +144,13 @@ JSON: Final = st.recursive(
 )
 NAMES: Final = st.sampled_from(
     ["id", "debit_account", "credit_account", "account", "amount", "hold", "expires_in", "description",
-     "metadata", "linked", "owner", "tax_id", "name", "sub", "limits", "daily", "night_window", "from", "to", "status", "transfers"]
+     "metadata", "linked", "owner", "tax_id", "name", "sub", "limits", "daily", "night_window", "from", "to", "status",
+     "transfers"]
 )  # fmt: skip
 PATHS: Final = st.sampled_from(
     ["POST transfers", "POST transfers/batch", "POST deposits", "POST withdrawals", "POST accounts",
-     "PATCH accounts/{}", "POST transfers/{}/post", "POST transfers/{}/void", "POST transfers/{}/refunds", "GET accounts/{}",
+     "PATCH accounts/{}", "POST transfers/{}/post", "POST transfers/{}/void", "POST transfers/{}/refunds",
+     "GET accounts/{}",
      "GET transfers/{}", "GET accounts/{}/balance", "GET accounts/{}/entries", "GET accounts"]
 )  # fmt: skip
 

@@ -199,7 +199,8 @@ async def test_headers_that_are_no_access_tokens_are_refused() -> None:
         made = by_hand({"alg": "EdDSA", "kid": "EdDSA", **headers}, claims(), ED.sign)
         with pytest.raises(InvalidToken):
             await verifier().verify(made)
-    for kid in (None, 5, {}):
+    others: tuple[Any, ...] = (None, 5, {})
+    for kid in others:
         with pytest.raises(InvalidToken):
             await verifier().verify(by_hand({"alg": "EdDSA", "kid": kid}, claims(), ED.sign))
 
@@ -227,7 +228,8 @@ async def test_a_changed_token_is_refused() -> None:
 
 async def test_a_claims_set_that_is_no_object_is_refused() -> None:
     """Though it is signed."""
-    for body in ([], "x", 5, None):
+    bodies: tuple[Any, ...] = ([], "x", 5, None)
+    for body in bodies:
         with pytest.raises(InvalidToken):
             await verifier().verify(by_hand({"alg": "EdDSA", "kid": "EdDSA"}, body, ED.sign))
 
@@ -358,7 +360,7 @@ async def test_embedded_keys_sign_what_their_file_verifies(tmp_path: Path) -> No
     assert '"d"' not in jwks.read_text()
     known = TokenVerifier(KeyFile(jwks))
     identity = await known.verify(sign_token(directory, "eva", " ledger:read  ledger:fund ").encode())
-    assert (identity.subject, identity.scopes) == ("eva", {"ledger:read", "ledger:fund"})
+    assert (identity.subject, identity.scopes) == ("eva", frozenset({"ledger:read", "ledger:fund"}))
     for wrong in (
         sign_token(directory, "eva", audience="vault"),
         sign_token(directory, "eva", issuer="mallory"),
