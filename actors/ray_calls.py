@@ -85,9 +85,12 @@ class _CallLink:
             if len(in_flight):
                 await self._finish(data, request, in_flight)
         except (*_LOST, Malformed):
-            receiver, self._receiver = self._receiver, None
-            if receiver is not None:
-                receiver.lost(self)
+            self._lose()
+
+    def _lose(self) -> None:
+        receiver, self._receiver = self._receiver, None
+        if receiver is not None:
+            receiver.lost(self)
 
     async def _finish(self, data: bytes, request: int, in_flight: frames.Array) -> None:
         """Ask again for the rows in flight; this answer comes when the other shards have decided."""

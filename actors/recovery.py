@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -20,7 +21,7 @@ import numpy as np
 from actors import ledger
 from actors.ledger import Book, Capacity
 from storage import record
-from storage.events import BALANCE, RESULT
+from storage.events import BALANCE, EVENT, RESULT
 from storage.journal import Corrupt, Journal, Writer
 from storage.record import START, Chain, Position, Reader, Record
 from storage.snapshots import Snapshot, SnapshotStore
@@ -101,6 +102,15 @@ def _started(pid: int) -> int | None:
     return None if after_name[0] in {"Z", "X"} else int(after_name[19])
 
 
+@cache
+def warm_up() -> None:
+    """Compile the kernel, or load it from its cache: after an upgrade that takes many seconds, and the partition should
+    not stand still meanwhile."""
+    book = ledger.new_book(0, 1, capacity=Capacity(2, 2, 2, 2, 2))
+    ledger.apply(book, np.zeros(0, EVENT), np.zeros(0, RESULT), np.zeros(0, BALANCE), 0)
+    ledger.read_accounts(book, np.zeros(0, np.uint64), np.zeros(0, np.uint64), 0)
+
+
 class Recovery:
     """One partition's recovery, by one process."""
 
@@ -129,11 +139,12 @@ class Recovery:
         self._known_dead = known_dead
 
     async def fence(self) -> Writer:
-        """Take the partition over.
+        """Take the partition over, when everything is ready for it.
 
         Raises:
-            JournalError: the journal cannot be reached, or the ledger has another number of partitions.
+            JournalError: the journal cannot be reached.
         """
+        warm_up()
         return await self._journal.open(self.partition, record.encode_open(self.partition, self._identity))
 
     async def replay(self, writer: Writer) -> Recovered:

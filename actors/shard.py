@@ -11,6 +11,7 @@ simulation with a fault at every await.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -91,6 +92,7 @@ class ShardLimits:
     outbox_rows: int = 262_144  # legs under way to one shard; beyond, transfers to it are OVERLOADED
     waiting_rows: int = 65_536  # repeats of ids that are in flight; beyond: UNSURE
     wait_s: float = 30.0  # for another shard's answer; then the caller is told UNSURE
+    outcomes_s: float = 0.01  # how long settles and reverts wait for other rows to go along with
     lease_s: float = 1.0
     tick_s: float = 0.1
     expire_rows: int = 4_096
@@ -248,7 +250,11 @@ class Shard:
         asked = self._clock.monotonic()
         self._writer = await self._recovery.fence()
         opened = self._clock.monotonic()
-        recovered = await self._recovery.replay(self._writer)
+        try:
+            recovered = await self._recovery.replay(self._writer)
+        except BaseException:
+            await self._writer.close()
+            raise
         self._book, self._chain = recovered.book, recovered.chain
         self._sequence, self._offset, self._last_ns = recovered.sequence, recovered.offset, recovered.last_ns
         if not recovered.alone:
@@ -389,6 +395,8 @@ class Shard:
     async def _run(self) -> None:
         try:
             while True:
+                if self._next is None and self._only_outcomes() and not self._stopping:
+                    await self._company()
                 group, self._next = self._next or self._prepare(), None
                 if group is None:
                     if self._stopping:
@@ -406,6 +414,18 @@ class Shard:
             raise
         except BaseException as error:  # noqa: BLE001 - nothing may be answered after any failure
             self.fatal(error)
+
+    def _only_outcomes(self) -> bool:
+        return bool(self._outcomes) and not (self._legs or self._expiries or self._clients)
+
+    async def _company(self) -> None:
+        """Nobody waits for a settle: rather than hold up what comes next with an append of its own, it goes along."""
+        self._wake.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.limits.outcomes_s):
+                while self._only_outcomes() and not self._stopping:
+                    await self._wake.wait()
+                    self._wake.clear()
 
     def _prepare_ahead(self) -> None:
         """Apply the next group while an append is under way."""

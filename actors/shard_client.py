@@ -1,6 +1,6 @@
-"""What a Serve replica (and a shard, for its credit legs) holds: account → shard, and one batch per shard at a time.
+"""What a Serve replica (and a shard, for its credit legs) holds: account → shard, and few batches per shard at a time.
 
-Calls gather in a channel while the batch before them is on its way; no timers. A lost link is made again with what the
+Calls gather in a channel while the batches before them are on their way; no timers. A lost link is made again with what the
 directory says then, and the same ids are sent again until each call's deadline. A call that was sent never raises: rows
 whose outcome could not be learnt in time are `Code.UNSURE`, and repeating their ids is safe.
 """
@@ -29,7 +29,8 @@ NEVER: Final = float("inf")
 
 _LARGE: Final = frames.ROWS_MAX // 2
 _NOTE_BYTES: Final = 1 << 20
-_WINDOW: Final = 3
+_WINDOW: Final = 2  # batches under way; with one, rows that just miss a group wait for two (a third fewer per second)
+_WINDOW_FULL: Final = 3  # when they are large
 _TICK_S: Final = 0.02
 _STALL_S: Final = 0.5
 _BACKOFF_S: Final = (0.01, 0.5)
@@ -160,8 +161,8 @@ class _Channel:
         self.pumping = False
 
     def ready(self) -> bool:
-        """One batch at a time; a full one need not wait for the one before it."""
-        return bool(self.queue) and (self.busy == 0 or (self.busy < _WINDOW and self.rows >= _LARGE))
+        """The next batch gathers while the ones before it are under way; a large one has gathered enough."""
+        return bool(self.queue) and (self.busy < _WINDOW or (self.busy < _WINDOW_FULL and self.rows >= _LARGE))
 
     def take(self) -> list[_Part]:
         """The next batch's parts, without those whose callers have gone."""
@@ -247,16 +248,15 @@ class _Lane:
             if channel.queue:
                 self._connect()
             return
-        while channel.ready():
+        link = self._link
+        while channel.ready() and self._link is link:
             parts = channel.take()
             if not parts:
                 return
             self._request += 1
             self.sent[self._request] = _Batch(channel, parts, self._client.clock())
             channel.busy += 1
-            self._link.send(_encode(channel.kind, self._request, parts))
-            if self._link is None:
-                return
+            link.send(_encode(channel.kind, self._request, parts))
 
     def received(self, link: Link, kind: FrameType, request: int, payload: bytearray) -> None:
         """See `Receiver`."""

@@ -326,10 +326,13 @@ class SimTransport:
         node = world.directory.get(partition)
         if node is None or not node.alive:
             raise Unreachable("nobody there")
-        await node.thawed()
-        if not node.alive or node.shard.epoch < epoch:
-            if node.alive:
-                node.shard.suspect(epoch)
+        try:
+            async with asyncio.timeout(2.0):
+                await node.thawed()
+        except TimeoutError as error:
+            raise Unreachable("no welcome") from error
+        if node.shard.epoch < epoch:
+            node.shard.suspect(epoch)
             raise Unreachable("an old shard")
         link = SimLink(world, self._owner, node, receiver)
         node.links[link] = None
