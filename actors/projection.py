@@ -39,6 +39,7 @@ _STORE_AWAY: Final = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # the driver's word for a connection that ends between two of its states
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
@@ -130,6 +131,7 @@ class PartitionProjection:
         self._windows = windows
         self._capacity = capacity
         self._limits = limits
+        self._has_snapshot = False
         self._handed = 0  # offset up to which records were handed to a commit
         self._gathered: list[Applied] = []
         self._gathered_rows = 0
@@ -151,6 +153,7 @@ class PartitionProjection:
         self.book, position, self._last_ns = await asyncio.to_thread(self._start)
         self._reader = Reader(self._journal, self.partition, self._chain_key, position)
         self._snapshot_rows, self._snapshot_from, self._snapshot_time = 0, position.offset, time.monotonic()
+        self._has_snapshot = position.offset > 0
 
     def _start(self) -> tuple[Book, Position, int]:
         """The newest usable book that is not ahead of the store, where it stands, and its newest stamp."""
@@ -188,13 +191,13 @@ class PartitionProjection:
                 await self._save_if_due()
         await self._hand_over()
         await self._committed()
-        await self._save_if_due()
+        await self._save_if_due(at_end=True)
 
     async def save(self) -> None:
         """Write a snapshot of the book where it stands now."""
         if self._saving is not None:
             await self._saving
-        await self._begin_saving()
+        await (await self._begin_saving())
 
     async def close(self) -> None:
         """Leave what is under way; what it would have done is done at the next start."""
@@ -238,20 +241,22 @@ class PartitionProjection:
                 stands = await self._store.offset(self.partition)
         self.projected, self.at = end, max(at, self.at)
 
-    async def _save_if_due(self) -> None:
-        """Write a snapshot of the book where it stands, once the store has everything that is in it."""
+    async def _save_if_due(self, *, at_end: bool = False) -> None:
+        """Save when enough has come since the last snapshot, and once more at the journal's end when there is none."""
         records = self._reader.position.offset - self._snapshot_from
         limits = self._limits
         full = records >= limits.snapshot_records or self._snapshot_rows >= limits.snapshot_rows
-        due = full or (records > 0 and time.monotonic() - self._snapshot_time >= limits.snapshot_s)
-        if not due or (self._saving is not None and not self._saving.done()):
-            return
+        late = time.monotonic() - self._snapshot_time >= limits.snapshot_s or (at_end and not self._has_snapshot)
+        writing = self._saving is not None and not self._saving.done()
+        if not writing and (full or (records > 0 and late)):
+            await self._begin_saving()
+
+    async def _begin_saving(self) -> asyncio.Task[None]:
+        """Begin a snapshot of the book where it stands, once the store has everything that is in it."""
         await self._hand_over()
         await self._committed()
-        self._begin_saving()
-
-    def _begin_saving(self) -> asyncio.Task[None]:
         position = self._reader.position
+        self._has_snapshot = True
         self._snapshot_rows, self._snapshot_from, self._snapshot_time = 0, position.offset, time.monotonic()
         self._saving = asyncio.create_task(self._save(position, ledger.dump(self.book), self._last_ns))
         return self._saving

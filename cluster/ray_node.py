@@ -129,8 +129,6 @@ class RayNode:
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
             "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
             "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",
-            # Replicas tell the controller how busy they are; every 10 s is Ray's default, too late for a burst.
-            "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
         }
 
     def start(self, timeout_s: float = 60.0) -> None:

@@ -7,6 +7,7 @@ not run, the work is done here. Personal data is not derived from the journal an
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 _POLL_S: Final = 0.05
+_STALLED_S: Final = 60.0
 
 
 async def rebuild(settings: Settings, *, say: Callable[[str], None]) -> None:
@@ -67,11 +69,20 @@ async def rebuild(settings: Settings, *, say: Callable[[str], None]) -> None:
 
 
 async def _wait(store: QueryStore, snapshots: SnapshotStore, heads: dict[int, int]) -> None:
-    """Until the running projector has done it."""
+    """Until the running projector has done it.
+
+    Raises:
+        EngineError: it does not get on.
+    """
+    moved, before = time.monotonic(), {}
     while True:
         projected = await store.projected()
+        if projected != before:
+            moved, before = time.monotonic(), projected
+        elif time.monotonic() - moved > _STALLED_S:
+            raise EngineError(f"the projector has not moved for {_STALLED_S:.0f} s; see `razao status` and its logs")
         behind = [partition for partition, head in heads.items() if projected.get(partition, 0) < head]
-        if not behind and all(await asyncio.to_thread(snapshots.files, partition) for partition in heads):
+        if not behind and await asyncio.to_thread(lambda: all(snapshots.files(partition) for partition in heads)):
             return
         await asyncio.sleep(_POLL_S)
 
