@@ -1,4 +1,4 @@
-"""`Projector`: the Ray actor around the projection. What it does not understand ends its process, and Ray makes another.
+"""`Projector`: the Ray actor around the projection. What it does not understand ends its process; Ray makes another.
 
 A journal that cannot be trusted would meet the next process as well. Then this one lives on, says in its statistics
 what is wrong and where, and looks again from time to time, ever more seldom; so does one whose database is away.

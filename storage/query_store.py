@@ -358,7 +358,7 @@ class QueryStore:
             failure: Exception | None = None
             try:
                 seen = await self.projected()
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, nobody may wait beyond his deadline
                 seen, failure = last, error
             now = time.monotonic()
             for future, (positions, deadline) in list(self._waiting.items()):

@@ -223,6 +223,12 @@ async def test_a_crash_between_any_two_steps_loses_nothing_and_doubles_nothing(
     assert await content(store) == wanted
 
 
+_KILL = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND query LIKE '%query.%' AND application_name = ''
+"""
+
+
 async def test_a_database_that_drops_connections_delays_and_changes_nothing(
     journal: PostgresJournal, log: Log, store: QueryStore, snapshots: SnapshotStore, tmp_path: Path, database: str
 ) -> None:
@@ -233,13 +239,16 @@ async def test_a_database_that_drops_connections_delays_and_changes_nothing(
         async with projecting(journal, store, snapshots, chunk_rows=1, poll_s=(0.001, 0.01)) as projection:
             running = asyncio.create_task(projection.run())
             kills = 0
-            while await content(store) != wanted if kills > 8 else True:
-                victims = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
-                named = " AND pid <> pg_backend_pid() AND query LIKE '%query.%' AND application_name = ''"
-                if kills <= 8:
-                    kills += len(await killer.fetch(victims + named))
+            while kills < 8 and any(part.projected < 30 for part in projection.parts) and not running.done():
+                kills += len(await killer.fetch(_KILL))
                 await asyncio.sleep(0.005)
-                assert not running.done(), running.exception()
+            assert kills
+            heads = {p: head - 1 for p, head in (await journal.heads()).items()}
+            waiting = asyncio.create_task(store.wait_for(heads, asyncio.get_running_loop().time() + 60))
+            await asyncio.wait([running, waiting], return_when=asyncio.FIRST_COMPLETED)
+            assert not running.done(), running.exception()
+            await waiting
+            assert await content(store) == wanted
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
     finally:

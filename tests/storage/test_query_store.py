@@ -197,7 +197,7 @@ async def test_waiters_outlive_a_database_that_is_away(
     store: QueryStore, fill: Filler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await fill(0)
-    failures = [asyncpg.CannotConnectNowError("starting up"), ConnectionRefusedError("not there")]
+    failures = [asyncpg.CannotConnectNowError("starting up"), ConnectionRefusedError("not there"), ValueError("odd")]
     look = store.projected
 
     async def failing() -> dict[int, int]:
