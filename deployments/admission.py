@@ -61,6 +61,8 @@ class Admission:
         self.max_wait_s = max_wait_s
         self._exempt = exempt
         self._waiting: deque[tuple[float, asyncio.Future[None]]] = deque()
+        self._here = 0
+        self._began_sum = 0.0
         self.in_progress = 0
         self.refused = 0
         self.statuses = [0] * _STATUSES
@@ -85,6 +87,14 @@ class Admission:
         """How long the first in the queue has waited, 0 when nobody waits."""
         return time.perf_counter() - self._waiting[0][0] if self._waiting else 0.0
 
+    def request_seconds(self) -> float:
+        """Time that requests have spent here, all added up, those still here included.
+
+        Its growth per second is the mean number of requests here. Looking at that number now and then does not do: who
+        asks and who looks often keep time together, and then one sees all of them or none.
+        """
+        return self.latency_sum_s + self._here * time.perf_counter() - self._began_sum
+
     @property
     def total(self) -> int:
         """Requests answered, refused ones too."""
@@ -95,24 +105,30 @@ class Admission:
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
+        self._here += 1
+        self._began_sum += began
 
         def counted(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 self.statuses[message["status"]] += 1
             return send(message)
 
-        if self.in_progress < self.max_in_progress and not self._waiting:
-            self.in_progress += 1
-        elif not await self._turn(began):
-            await self._refuse(scope, counted)
-            return
         try:
-            await self._app(scope, receive, counted)
+            if self.in_progress < self.max_in_progress and not self._waiting:
+                self.in_progress += 1
+            elif not await self._turn(began):
+                await self._refuse(scope, counted)
+                return
+            try:
+                await self._app(scope, receive, counted)
+            finally:
+                self._release()
         finally:
-            self._release()
             took = time.perf_counter() - began
-            self.latencies[bisect_left(LATENCY_BUCKETS_S, took)] += 1
+            self._here -= 1
+            self._began_sum -= began
             self.latency_sum_s += took
+            self.latencies[bisect_left(LATENCY_BUCKETS_S, took)] += 1
 
     async def _turn(self, now: float) -> bool:
         """Wait for a slot. False: there is no place to wait, or it took too long."""

@@ -16,6 +16,7 @@ import hashlib
 import json
 import logging
 import math
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -158,6 +159,7 @@ class Replica:
         self._lifespan = _Lifespan(self._application.app)
         await self._lifespan.start()
         self._admission = Admission(self._application.app, **limits)
+        self._looked = (time.monotonic(), 0.0)
         self._publisher = asyncio.get_running_loop().create_task(_publish(place.name, self._admission))
         self._listener: Listener | None = None
         if place.port:
@@ -183,11 +185,12 @@ class Replica:
             await self._application.check_health()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What `ReplicasWanted` decides by."""
-        admission = self._admission
+        """What `ReplicasWanted` decides by: requests here, on average since the last look, and the oldest wait."""
+        then, self._looked = self._looked, (time.monotonic(), self._admission.request_seconds())
+        elapsed = max(self._looked[0] - then[0], 1e-6)
         return {
-            "in_progress": float(admission.in_progress + admission.waiting),
-            "oldest_wait_ms": admission.oldest_wait_s() * 1000,
+            "in_progress": (self._looked[1] - then[1]) / elapsed,
+            "oldest_wait_ms": self._admission.oldest_wait_s() * 1000,
         }
 
     async def __del__(self) -> None:
@@ -229,6 +232,9 @@ def _autoscaling(spec: Spec) -> AutoscalingConfig:
         min_replicas=spec.replicas_min,
         max_replicas=spec.replicas_max,
         look_back_period_s=spec.look_back_s,
+        # How often replicas report. Called deprecated in favour of an environment variable that 2.60 does not use; the
+        # default of 10 s is too late for a burst.
+        metrics_interval_s=1.0,
         upscale_delay_s=spec.upscale_delay_s,
         downscale_delay_s=spec.downscale_delay_s,
         policy=policy,

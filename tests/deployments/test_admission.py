@@ -76,8 +76,24 @@ async def test_the_rest_waits_in_order_of_arrival_and_more_are_refused_with_a_pr
     assert gate.order == ["/0", "/1", "/2", "/3", "/4"]
     assert gate.most == 2
     assert (app.in_progress, app.waiting, app.oldest_wait_s(), app.total) == (0, 0, 0.0, 6)
-    assert (app.statuses[200], app.statuses[429], sum(app.latencies)) == (5, 1, 5)
+    assert (app.statuses[200], app.statuses[429], sum(app.latencies)) == (5, 1, 6)
     assert len(app.latencies) == len(LATENCY_BUCKETS_S) + 1
+
+
+async def test_request_seconds_grow_by_the_mean_number_of_requests_here() -> None:
+    gate = Gate()
+    app = Admission(gate, max_in_progress=2, max_waiting=8)
+    asked = [asyncio.create_task(ask(app, f"/{i}")) for i in range(5)]
+    await settle()
+    began, before = asyncio.get_running_loop().time(), app.request_seconds()
+    await asyncio.sleep(0.1)
+    mean = (app.request_seconds() - before) / (asyncio.get_running_loop().time() - began)
+    assert mean == pytest.approx(5, rel=0.05)
+    while gate.inside:
+        gate.let_out()
+        await settle()
+    await asyncio.gather(*asked)
+    assert app.request_seconds() == pytest.approx(app.latency_sum_s, abs=1e-6), "who left no longer counts"
 
 
 async def test_a_request_that_waited_too_long_is_refused_and_its_place_is_free() -> None:

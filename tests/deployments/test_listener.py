@@ -229,6 +229,38 @@ def test_one_of_two_leaves_under_keep_alive_load_and_no_request_fails(loop_facto
     run(loop_factory, scenario())
 
 
+def test_ten_listeners_hand_a_port_on_under_a_storm_of_new_connections_and_none_is_reset(
+    loop_factory: LoopFactory,
+) -> None:
+    async def scenario() -> None:
+        listener = Listener(Answers(), HOST, 0)
+        await listener.start()
+        port = listener.port
+        stop = asyncio.Event()
+        request = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+
+        def storm() -> int:
+            answered = 0
+            while not stop.is_set():
+                with socket.create_connection((HOST, port), timeout=10) as client:
+                    client.sendall(request)
+                    assert client.recv(4096).startswith(b"HTTP/1.1 200")
+                    answered += 1
+            return answered
+
+        storms = [asyncio.create_task(asyncio.to_thread(storm)) for _ in range(4)]
+        for _ in range(10):
+            successor = Listener(Answers(), HOST, port)
+            await successor.start()
+            assert await listener.drain(5, idle_s=0.05) == 0
+            listener = successor
+        stop.set()
+        assert sum(await asyncio.gather(*storms)) > 100
+        await listener.drain(2, idle_s=0)
+
+    run(loop_factory, scenario())
+
+
 def test_what_is_not_finished_at_the_time_limit_is_cut_off_and_counted(loop_factory: LoopFactory) -> None:
     async def scenario() -> None:
         listener = Listener(Answers(), HOST, 0)
