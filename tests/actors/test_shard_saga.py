@@ -1,0 +1,287 @@
+"""Transfers across shards: one outcome, told when the payee's record is durable, finished by whoever restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actors import ledger
+from actors.failpoints import failpoints
+from actors.recovery import Windows
+from actors.shard import ShardLimits
+from storage.events import Code, Kind, ResultFlag
+from storage.journal.postgres import PostgresJournal
+from tests.actors.shard_harness import (
+    SECOND_NS,
+    GatedJournal,
+    HandClock,
+    Ledger,
+    account,
+    event,
+    linked,
+    until,
+)
+
+A, B = account(0), account(1)
+FAR = account(1, 99)  # nobody opened it
+
+
+@pytest.fixture
+async def two(database: str) -> AsyncIterator[Ledger]:
+    journal = PostgresJournal(database)
+    await journal.create(2)
+    made = Ledger(journal, 2)
+    yield made
+    await made.close()
+    await journal.close()
+
+
+def transit(ledger_: Ledger) -> int:
+    return sum(ledger.stats(running.shard.book).transit for running in ledger_.shards.values())
+
+
+async def settled(ledger_: Ledger) -> None:
+    """Until nothing is in flight; then transit must be even."""
+    books = [running.shard.book for running in ledger_.shards.values()]
+    await until(lambda: not any(ledger.stats(book).in_flight for book in books))
+    assert transit(ledger_) == 0
+    for book in books:
+        ledger.check(book)
+
+
+async def test_the_answer_is_the_payees_and_names_both_positions(two: Ledger) -> None:
+    await two.start(0)
+    await two.start(1)
+    await two.fund(A, B)
+    row = event(Kind.TRANSFER, A, B, 300)
+    outcome = await two.apply(row)
+    assert outcome.results["code"][0] == Code.OK
+    assert set(outcome.positions) == {0, 1}
+    legs = [(record, leg) for record in await two.records(1) for leg in record.rows if leg["kind"] == Kind.CREDIT_LEG]
+    assert len(legs) == 1
+    assert outcome.positions[1] == legs[0][0].offset
+    assert int(legs[0][1]["debit"]) == A
+    assert (await two.available(A), await two.available(B)) == (700, 1_300)
+    await settled(two)
+    again = (await two.apply(row)).results[0]
+    assert (again["code"], again["flags"], again["at"]) == (Code.OK, ResultFlag.REPLAYED, outcome.results["at"][0])
+
+
+async def test_a_refusal_by_the_payee_gives_the_money_back(two: Ledger) -> None:
+    await two.start(0)
+    await two.start(1)
+    await two.fund(A, B)
+    row = event(Kind.TRANSFER, A, FAR, 300)
+    assert await two.code(row) == Code.UNKNOWN_CREDIT_ACCOUNT
+    await settled(two)
+    assert await two.available(A) == 1_000
+    assert await two.code(row) == Code.UNKNOWN_CREDIT_ACCOUNT
+
+
+async def test_holds_posts_and_refunds_cross_shards(two: Ledger) -> None:
+    await two.start(0)
+    await two.start(1)
+    await two.fund(A, B)
+    hold = event(Kind.HOLD, A, B, 200, span=60 * SECOND_NS)
+    assert await two.code(hold) == Code.OK
+    post = event(Kind.POST, A, B, 150, ref_hi=hold["id_hi"][0], ref_lo=hold["id_lo"][0])
+    assert await two.code(post) == Code.OK
+    transfer = event(Kind.TRANSFER, A, B, 100)
+    at = (await two.apply(transfer)).results["at"][0]
+    refund = event(
+        Kind.REFUND, B, A, 40, ref_hi=transfer["id_hi"][0], ref_lo=transfer["id_lo"][0], total=100, span=int(at)
+    )
+    assert await two.code(refund) == Code.OK
+    assert (await two.available(A), await two.available(B)) == (790, 1_210)
+    await settled(two)
+
+
+async def test_local_transfers_of_a_batch_are_answered_while_others_wait_for_another_shard(two: Ledger) -> None:
+    gated = GatedJournal(two.journal)
+    await two.start(0)
+    await two.start(1, journal=gated)
+    await two.fund(A, B, account(0, 5))
+    gated.gate.clear()
+    crossing = asyncio.ensure_future(two.apply(event(Kind.TRANSFER, A, B, 1)))
+    local = [two.apply(event(Kind.TRANSFER, A, account(0, 5), 1)) for _ in range(20)]
+    outcomes = await asyncio.gather(*local)
+    assert all(outcome.results["code"][0] == Code.OK for outcome in outcomes)
+    assert not crossing.done()
+    gated.gate.set()
+    assert (await crossing).results["code"][0] == Code.OK
+
+
+async def test_a_repeat_of_an_id_in_flight_waits_for_the_same_outcome(two: Ledger) -> None:
+    gated = GatedJournal(two.journal)
+    await two.start(0)
+    await two.start(1, journal=gated)
+    await two.fund(A, B)
+    gated.gate.clear()
+    row = event(Kind.TRANSFER, A, B, 1)
+    first = asyncio.ensure_future(two.apply(row))
+    await until(lambda: ledger.stats(two.shards[0].shard.book).in_flight == 1)
+    second = asyncio.ensure_future(two.apply(row))
+    await until(lambda: bool(two.shards[0].shard._also))
+    gated.gate.set()
+    assert (await first).results["code"][0] == Code.OK
+    repeated = (await second).results[0]
+    assert (repeated["code"], repeated["flags"]) == (Code.OK, ResultFlag.REPLAYED)
+    assert two.shards[0].shard._also_rows == 0
+    assert await two.available(B) == 1_001
+
+
+async def test_a_caller_is_told_unsure_when_the_other_shard_stays_silent_and_later_the_truth(two: Ledger) -> None:
+    await two.start(0, limits=ShardLimits(wait_s=0.3))
+    await two.start(1)
+    await two.fund(A, B)
+    await two.shards[1].crash()
+    row = event(Kind.TRANSFER, A, B, 1)
+    assert await two.code(row, within_s=5) == Code.UNSURE  # long before the caller's own deadline
+    assert not two.shards[0].shard._flying
+    await two.start(1)
+    await settled(two)
+    assert await two.code(row) == Code.OK
+
+
+async def test_a_restarted_payer_finishes_what_it_had_in_flight(two: Ledger) -> None:
+    await two.start(0)
+    await two.start(1)
+    await two.fund(A, B)
+    await two.shards[1].crash()
+    del two.addresses[1]
+    rows = [event(Kind.TRANSFER, A, B, 1) for _ in range(5)] + [event(Kind.TRANSFER, A, FAR, 1)]
+    outcome = await two.apply(*rows, within_s=0.5)
+    assert (outcome.results["code"] == Code.UNSURE).all()
+    await two.shards[0].crash()
+    await two.start(1)
+    await two.start(0)
+    await settled(two)
+    assert (await two.available(A), await two.available(B)) == (995, 1_005)
+    codes = (await two.apply(*rows)).results["code"].tolist()
+    assert codes == [Code.OK] * 5 + [Code.UNKNOWN_CREDIT_ACCOUNT]
+
+
+async def test_a_payee_that_dies_after_its_append_does_not_pay_twice(two: Ledger) -> None:
+    gated = GatedJournal(two.journal)
+    await two.start(0)
+    await two.start(1, journal=gated)
+    await two.fund(A, B)
+    gated.waiting.clear()
+    dying = two.shards[1]
+    dying.shard._answer = lambda group: None  # type: ignore[method-assign]
+    row = event(Kind.TRANSFER, A, B, 10)
+    call = asyncio.ensure_future(two.apply(row))
+    head = await two.journal.head(1)
+    while await two.journal.head(1) == head:
+        await asyncio.sleep(0.01)
+    await dying.crash()
+    await two.start(1)
+    assert (await call).results["code"][0] == Code.OK
+    await settled(two)
+    assert await two.available(B) == 1_010
+
+
+async def test_a_leg_too_old_to_be_judged_is_kept_and_never_given_back(
+    two: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    windows = Windows(id_window_ns=2 * SECOND_NS, id_skew_ns=SECOND_NS)
+    await two.start(0, windows=windows)
+    await two.start(1, windows=windows)
+    await two.fund(A, B)
+    await two.shards[1].crash()
+    call = asyncio.ensure_future(two.apply(event(Kind.TRANSFER, A, B, 10)))
+    await until(lambda: ledger.stats(two.shards[0].shard.book).in_flight == 1)
+    late = HandClock()
+    late.wall_offset_s = 60.0
+    await two.start(1, windows=windows, clock=late)
+    assert (await call).results["code"][0] == Code.UNSURE
+    stats = await two.client.stats(time.monotonic() + 5)
+    assert [(one.in_flight, one.stuck_legs, one.transit) for one in stats] == [(1, 1, 10), (0, 0, 0)]
+    assert "too old" in caplog.text
+    assert await two.available(A) == 990
+
+
+async def test_shards_that_pay_one_another_under_full_queues_do_not_lock_up(two: Ledger) -> None:
+    limits = ShardLimits(queue_rows=40, group_rows=16, overlap_rows=8)
+    await two.start(0, limits=limits)
+    await two.start(1, limits=limits)
+    await two.fund(A, B, amount=10**6)
+    clients = [two.new_client() for _ in range(6)]
+    paid = 0
+
+    async def pay(number: int) -> int:
+        good = 0
+        for _ in range(25):
+            pair = (A, B) if number % 2 else (B, A)
+            rows = np.concatenate([event(Kind.TRANSFER, *pair, 1) for _ in range(12)])
+            codes = (await clients[number].apply(rows, None, time.monotonic() + 30)).results["code"]
+            assert set(codes.tolist()) <= {Code.OK, Code.OVERLOADED}
+            good += int((codes == Code.OK).sum()) * (1 if number % 2 else -1)
+        return good
+
+    paid = sum(await asyncio.gather(*(pay(number) for number in range(6))))
+    await settled(two)
+    assert await two.available(B) == 10**6 + paid
+    for client in clients:
+        await client.close()
+
+
+async def test_transfers_to_a_shard_that_has_not_answered_for_long_are_refused_and_no_others(two: Ledger) -> None:
+    await two.start(0, limits=ShardLimits(outbox_rows=3, wait_s=0.2))
+    await two.start(1)
+    await two.fund(A, B, account(0, 5))
+    await two.shards[1].crash()
+    for _ in range(4):
+        await two.code(event(Kind.TRANSFER, A, B, 1), within_s=3)
+    mixed = await two.apply(
+        event(Kind.TRANSFER, A, B, 1), event(Kind.TRANSFER, A, account(0, 5), 1), event(Kind.TRANSFER, A, B, 1)
+    )
+    assert mixed.results["code"].tolist() == [Code.OVERLOADED, Code.OK, Code.OVERLOADED]
+    await two.start(1)
+    await settled(two)
+    assert await two.code(event(Kind.TRANSFER, A, B, 1)) == Code.OK
+    assert await two.available(A) == 1_000 - 4 - 1 - 1
+
+
+async def test_a_chain_over_two_shards_is_refused_before_it_is_sent(two: Ledger) -> None:
+    await two.start(0)
+    await two.start(1)
+    await two.fund(A, B, account(0, 5))
+    spanning = linked(event(Kind.TRANSFER, A, account(0, 5), 1), event(Kind.DEPOSIT, 1, B, 1))
+    crossing = linked(event(Kind.TRANSFER, A, account(0, 5), 1), event(Kind.TRANSFER, A, B, 1))
+    outcome = await two.apply(spanning, event(Kind.TRANSFER, A, account(0, 5), 1), crossing)
+    codes = outcome.results["code"].tolist()
+    assert codes == [Code.NOT_LINKABLE, Code.NOT_LINKABLE, Code.OK, Code.LINKED_FAILED, Code.NOT_LINKABLE]
+    assert await two.available(A) == 999
+
+
+def test_a_fail_point_kills_once(tmp_path: Path) -> None:
+    program = (
+        "import sys, pathlib; from actors.failpoints import failpoints\n"
+        "at = failpoints(pathlib.Path(sys.argv[1])); at('leg-durable'); print('alive', flush=True); at('debit-durable')"
+    )
+    (tmp_path / "debit-durable").touch()
+    run = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (run.stdout.strip(), run.returncode) == ("alive", -9)
+    assert list(tmp_path.iterdir()) == []
+    failpoints(None)("leg-durable")
+
+
+@pytest.mark.parametrize("step", ["debit-applied", "debit-durable", "leg-answered", "settle-applied", "settle-durable"])
+async def test_the_payer_passes_every_step_that_a_fail_point_names(two: Ledger, step: str) -> None:
+    passed: list[str] = []
+    await two.start(0)
+    two.shards[0].shard._failpoint = passed.append
+    two.shards[0].shard._outbox._failpoint = passed.append  # type: ignore[union-attr]
+    await two.start(1)
+    await two.fund(A, B)
+    assert await two.code(event(Kind.TRANSFER, A, B, 1)) == Code.OK
+    await settled(two)
+    await until(lambda: step in passed)
