@@ -25,7 +25,7 @@ import typer
 from rich.console import Console
 
 from loadtests import bench_http, bench_recovery
-from loadtests.rows import DURABLE, READ, Goal, Row, table
+from loadtests.rows import DURABLE, MEMORY, READ, UNFLUSHED, Goal, Row, table
 from loadtests.stacks import Engine, engine, razao
 
 _console = Console(stderr=True, highlight=False)
@@ -65,7 +65,24 @@ class Bench:
         return self.shared
 
 
-KERNEL: Final[tuple[Figure, ...]] = ()
+KERNEL: Final = (
+    Figure(("transfers", "transfers_per_second"), "transfers, 8,190 a batch, 100,000 accounts", "/s", MEMORY),
+    Figure(("transfers", "transfers_per_cpu_second"), "the same by CPU time", "/s", MEMORY),
+    Figure(("growth", "batch_ms_max"), "worst pause of a batch while accounts are opened", "ms", MEMORY),
+    Figure(("growth", "bytes_per_account"), "memory of an account", "bytes", MEMORY, (Goal("≤", 200),)),
+    Figure(("growth", "bytes_per_id"), "memory of a remembered id", "bytes", MEMORY, (Goal("≤", 40),)),
+)
+QUERY: Final = (
+    Figure(("projected_transfers_s",), "projected into the query store", "/s", UNFLUSHED),
+    Figure(("read_own_write_ms", "p50"), "a write's way into the query store, p50", "ms", UNFLUSHED),
+    Figure(("read_own_write_ms", "p99"), "the same, p99", "ms", UNFLUSHED),
+    Figure(("balance_at_hot_ms", "p50"), "balance of a hot account at a past instant, p50", "ms", READ),
+    Figure(("entries_hot_page_of_100_ms", "p50"), "100 entries of a hot account, p50", "ms", READ),
+)
+REPLAY: Final = (
+    Figure(("transfers_per_s",), "journaled transfers replayed, codes compared", "/s", READ, (Goal("≥", 2_000_000),)),
+    Figure(("transfers_per_cpu_s",), "the same by CPU time, PostgreSQL's left out", "/s", READ),
+)
 JOURNAL: Final = (
     Figure(("groups", "1", "append_ms"), "append of one transfer", "ms", DURABLE),
     Figure(("groups", "64", "append_ms"), "append of 64 transfers", "ms", DURABLE),
@@ -103,8 +120,9 @@ def _at(found: Any, path: tuple[str, ...]) -> Any:
 
 
 def kernel(bench: Bench) -> list[Row]:
-    """The kernel alone, without any durability; memory per account and id; replay."""
-    return _of_part("bench_kernel", "kernel", KERNEL, quick=bench.quick)
+    """The kernel alone, without any durability; memory per account and id."""
+    options = {"seconds": 2.0, "growth": 2_000_000} if bench.quick else {"seconds": 5.0, "growth": 10_000_000}
+    return _of_part("bench_kernel", "kernel", KERNEL, **options)
 
 
 def journal(bench: Bench) -> list[Row]:
@@ -115,6 +133,16 @@ def journal(bench: Bench) -> list[Row]:
 def shard(bench: Bench) -> list[Row]:
     """Bulk and single transfers through shards, without HTTP."""
     return _of_part("bench_shard", "shard", SHARD, seconds=2.0 if bench.quick else 5.0)
+
+
+def query(bench: Bench) -> list[Row]:
+    """The projector and the query store, without HTTP."""
+    return _of_part("bench_query", "query", QUERY, transfers=100_000 if bench.quick else 400_000)
+
+
+def replay(bench: Bench) -> list[Row]:
+    """A shard's recovery from the journal alone."""
+    return _of_part("bench_replay", "replay", REPLAY, transfers=500_000 if bench.quick else 4_000_000)
 
 
 def batches(bench: Bench) -> list[Row]:
@@ -155,6 +183,8 @@ SECTIONS: Final[dict[str, Callable[[Bench], list[Row]]]] = {
     "kernel": kernel,
     "journal": journal,
     "shard": shard,
+    "query": query,
+    "replay": replay,
     "recovery": recovery,
     "batches": batches,
     "singles": singles,

@@ -56,19 +56,26 @@ class Side:
 
 
 def singles(engine: Engine, accounts: list[str], *, rounds: int, seconds: float, say: Say) -> list[Row]:
-    """Single transfers, 64 clients: ours through the gateway against the peer without one, random and hot."""
+    """Single transfers, 64 clients: ours through the gateway against the peer without one, random and hot.
+
+    The goals are measured against the peer's faster form, one call of a database function per transfer.
+    """
     with ExitStack() as ends:
         data = Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="razao-peer-")))
         say("starting the peer")
         peer = ends.enter_context(runner.running(data / "postgres", engine.jwks))
         peer.add_accounts({int(account): "bench" for account in accounts}, ACCOUNT_BALANCE)
-        other = Stack("peer", peer.port, peer.pids, "/healthz")
+        plain = ends.enter_context(runner.beside(peer, variant="statements"))
+        others = [
+            Stack("peer", peer.port, peer.pids, "/healthz"),
+            Stack("plain peer", plain.port, plain.pids, "/healthz"),
+        ]
         sides: dict[str, Side] = {}
         for kind, pairs in (("random", traffic.random_pairs), ("hot", traffic.hot_pairs)):
-            for stack in (engine, other):
+            for stack in (engine, *others):
                 source = traffic.transfers(engine.host, engine.token, pairs(accounts, seed=1))
                 sides[f"{stack.name} {kind}"] = Side(f"{stack.name} {kind}", stack, source)
-        _play(list(sides.values()), [engine, other], engine, rounds=rounds, seconds=seconds, say=say)
+        _play(list(sides.values()), [engine, *others], engine, rounds=rounds, seconds=seconds, say=say)
         if peer.total() != ACCOUNT_BALANCE * len(accounts):
             raise RuntimeError("the peer has lost or made money")
     made = []
@@ -77,6 +84,8 @@ def singles(engine: Engine, accounts: list[str], *, rounds: int, seconds: float,
         bounds = (Goal("≥", factor, of_ratio=True), *((Goal("≥", PIX_MEAN_RATE),) if kind == "random" else ()))
         made.append(_rate_row("singles", f"transfers, {CLIENTS} clients, {name}", ours, theirs, bounds))
         made.append(_p99_row(f"p99, {name}", ours, theirs))
+        plain_side = sides[f"plain peer {kind}"]
+        made.append(_rate_row("singles", f"the same by the peer in six statements, {name}", ours, plain_side))
     return made
 
 
@@ -165,7 +174,7 @@ def _play(sides: list[Side], stacks: list[Stack], engine: Engine, *, rounds: int
                 side.cpu_seconds += side.stack.cpu_seconds() - before
                 side.answers += report.requests + report.warm_up_requests
                 say(
-                    f"round {number + 1}/{rounds}  {side.name:14} {report.rate:8,.0f}/s  "
+                    f"round {number + 1}/{rounds}  {side.name:17} {report.rate:8,.0f}/s  "
                     f"p50 {report.percentile_ms(50):6.1f} ms  p99 {report.percentile_ms(99):6.1f} ms  "
                     f"CPU {side.cpu_us:5.0f} µs a request"
                 )

@@ -12,6 +12,7 @@ from rich.table import Table
 DURABLE: Final = "fsync per commit, synchronous_commit=on, embedded PostgreSQL"
 MEMORY: Final = "in memory, nothing to lose"
 READ: Final = "reads durable records"
+UNFLUSHED: Final = "derived from the journal, its own commits not awaited"
 
 _RELATIONS: Final[dict[str, Callable[[float, float], bool]]] = {
     "≥": operator.ge,

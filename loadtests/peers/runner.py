@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import asyncpg
 import typer
@@ -29,6 +29,8 @@ from loadtests.peers.postgres_ledger import SCHEMA
 SETTINGS: Mapping[str, str] = {"checkpoint_timeout": "15min", "max_wal_size": "4GB", "autovacuum_naptime": "20s"}
 """What this load wants beyond the embedded server's settings; durability stays as it is there (synchronous)."""
 
+_APPLICATION: Final = "loadtests.peers.postgres_ledger:create_app"
+
 
 @dataclass(frozen=True, slots=True)
 class Peer:
@@ -37,6 +39,7 @@ class Peer:
     port: int
     dsn: str
     pids: tuple[int, ...]  # uvicorn's parent and PostgreSQL's; the others are their children
+    environment: Mapping[str, str]
 
     def add_accounts(self, accounts: Mapping[int, str], balance: int) -> None:
         """Open `accounts` (id → owner) with `balance` centavos each, straight in the database."""
@@ -97,7 +100,6 @@ def running(
     server.start()
     try:
         asyncio.run(create_schema(server.dsn))
-        port = port or free
         environment = {
             "PEER_DSN": server.dsn,
             "PEER_JWKS": str(jwks),
@@ -106,10 +108,20 @@ def running(
             "PEER_POOL": str(pool),
             "PEER_VARIANT": variant,
         }
-        with application("loadtests.peers.postgres_ledger:create_app", port, environment, workers) as pid:
-            yield Peer(port, server.dsn, (pid, server.pid or 0))
+        port = port or free
+        with application(_APPLICATION, port, environment, workers) as pid:
+            yield Peer(port, server.dsn, (pid, server.pid or 0), environment)
     finally:
         server.stop()
+
+
+@contextlib.contextmanager
+def beside(peer: Peer, *, variant: str, workers: int = 2) -> Iterator[Peer]:
+    """Another variant on the same database, in processes of its own."""
+    (port,) = free_ports(1)
+    environment = {**peer.environment, "PEER_VARIANT": variant}
+    with application(_APPLICATION, port, environment, workers) as pid:
+        yield Peer(port, peer.dsn, (pid, *peer.pids[1:]), environment)
 
 
 @contextlib.contextmanager
