@@ -84,6 +84,7 @@ def test_accounts_by_columns_are_accounts_one_by_one(values: list[str]) -> None:
     assert together == one_by_one(read_account, values)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.none() | st.binary(min_size=1, max_size=20), st.integers(0, 2**31)), min_size=1, max_size=5)
 )
@@ -96,6 +97,7 @@ def test_content_by_columns_is_content_one_by_one(pairs: list[tuple[bytes | None
         assert content_checks(None, spans).tolist() == [content_check(None, span) for _, span in pairs]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=12))
 def test_a_refused_row_takes_its_chain_along_and_nobody_else(rows: list[tuple[bool, bool]]) -> None:
     """Against a walk from row to row."""
@@ -115,6 +117,7 @@ def test_a_refused_row_takes_its_chain_along_and_nobody_else(rows: list[tuple[bo
     assert refused.tolist() == expected
 
 
+@settings(deadline=None)
 @given(st.integers(0, 7_000_000_000 * 10**9))
 def test_instants_are_read_as_they_are_written(ns: int) -> None:
     """To the microsecond; with other offsets too."""
