@@ -7,6 +7,7 @@ process at once, with nothing answered after it: Ray makes a new one, which fenc
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -50,6 +51,7 @@ class ShardConfig:
     host: str = "127.0.0.1"  # to listen on, and to tell the directory
     port: int = 0
     failpoints: Path | None = None
+    last_words: Path | None = None  # file that says why the process ended itself, for whoever waits for it
     windows: Windows = field(default_factory=Windows)
     capacity: Capacity = Capacity()  # noqa: RUF009 - immutable
     limits: ShardLimits = field(default_factory=ShardLimits)
@@ -83,10 +85,10 @@ class AccountShard:
             windows=config.windows,
             capacity=config.capacity,
         )
-        self._shard = Shard(recovery, peers, on_fatal=_end_process, limits=config.limits, failpoint=failpoint)
+        self._shard = Shard(recovery, peers, on_fatal=self._end_process, limits=config.limits, failpoint=failpoint)
         self._server = ShardServer(self._shard, config.secret, self._identity)
         self._serving = asyncio.get_running_loop().create_task(self._serve())
-        self._serving.add_done_callback(_end_on_failure)
+        self._serving.add_done_callback(self._end_on_failure)
 
     def __repr__(self) -> str:
         return f"AccountShard({self._name})"
@@ -139,16 +141,17 @@ class AccountShard:
     def _identity(self) -> dict[str, Any]:
         return {"name": self._name, "pid": os.getpid(), "host": socket.gethostname()}
 
+    def _end_process(self, error: BaseException) -> None:
+        """Nothing may be answered any more: not even buffers are flushed."""
+        _LOG.critical("the process ends: %r", error)
+        if self._config.last_words is not None:
+            with contextlib.suppress(OSError):
+                self._config.last_words.write_text(f"{type(error).__name__}: {error}")
+        os._exit(1)
 
-def _end_process(error: BaseException) -> None:
-    """Nothing may be answered any more: not even buffers are flushed."""
-    _LOG.critical("the process ends: %r", error)
-    os._exit(1)
-
-
-def _end_on_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _end_process(error)
+    def _end_on_failure(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._end_process(error)
 
 
 def start_shard(config: ShardConfig, **options: Any) -> ActorHandle[Any]:

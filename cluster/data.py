@@ -81,6 +81,10 @@ class DataDirectory:
         self._secrets_file = self.root / "secrets.json"
         self._lock_file = self.root / "engine.lock"
 
+    def last_words(self, actor: str) -> Path:
+        """Where an actor writes why it ended itself."""
+        return self.run / f"{actor}.ended"
+
     def exists(self) -> bool:
         """Whether a ledger was ever made here."""
         return self._secrets_file.exists()

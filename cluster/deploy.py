@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Final
+import time
+from typing import TYPE_CHECKING, Any, Final
 
+from cluster.data import EngineError
 from cluster.plan import Plan
 from cluster.ray_node import RayNode
 from cluster.settings import Ingress
+from storage.journal import Corrupt
 
+if TYPE_CHECKING:
+    from actors.account_shard import ShardConfig
+
+_READY_S: Final = 120.0
 _SHARD_CPUS: Final = 0.1
+_AGAIN_S: Final = 0.2
+REFUSED: Final = 4
+"""Exit status when the last line on standard error says all there is to know."""
 
 
 def say(line: str) -> None:
@@ -23,7 +33,11 @@ def say(line: str) -> None:
 
 
 def deploy(plan: Plan) -> None:
-    """Create what the plan names, and return when all of it serves."""
+    """Create what the plan names, and return when all of it serves.
+
+    Raises:
+        EngineError: a shard refuses its journal, or something does not get ready.
+    """
     import ray  # noqa: PLC0415 - reads its environment when imported, which `RayNode.join` has set
 
     from actors.account_shard import start_shard  # noqa: PLC0415
@@ -33,12 +47,39 @@ def deploy(plan: Plan) -> None:
     from deployments import serving  # noqa: PLC0415
 
     say(f"starting {plan.partitions} shards, the projector and the payments application")
-    directory = start_directory(plan.data.shards_file)
-    shards = [start_shard(shard_config(plan, p), num_cpus=_SHARD_CPUS) for p in range(plan.partitions)]
+    configs = [shard_config(plan, partition) for partition in range(plan.partitions)]
+    for config in configs:
+        if config.last_words is not None:
+            config.last_words.unlink(missing_ok=True)
+    start_directory(plan.data.shards_file)
+    shards = [start_shard(config, num_cpus=_SHARD_CPUS) for config in configs]
     projector = start_projector(projector_config(plan), num_cpus=_SHARD_CPUS)
+    for shard, config in zip(shards, configs, strict=True):
+        _await_shard(shard, config)
     serving.start(proxy_port=plan.application_port if plan.settings.ingress is Ingress.SERVE else 0)
     serving.run(payments_spec(plan))
-    ray.get([directory.shards.remote(), projector.stats.remote(), *(shard.ready.remote() for shard in shards)])
+    ray.get(projector.stats.remote(), timeout=_READY_S)
+
+
+def _await_shard(shard: Any, config: ShardConfig) -> None:
+    """Ray starts a shard again for ever; one that cannot trust its journal will never serve, so say why instead."""
+    import ray  # noqa: PLC0415 - see above
+
+    deadline = time.monotonic() + _READY_S
+    while True:
+        try:
+            ray.get(shard.ready.remote(), timeout=max(1.0, deadline - time.monotonic()))
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+            words = ""
+            if config.last_words is not None and config.last_words.exists():
+                words = config.last_words.read_text()
+            if words.startswith(Corrupt.__name__):
+                raise EngineError(f"the journal or a snapshot cannot be trusted: {words}") from None
+            if time.monotonic() > deadline:
+                raise EngineError(f"shard {config.partition} does not get ready: {words or error}") from None
+            time.sleep(_AGAIN_S)
+        else:
+            return
 
 
 def main() -> None:
@@ -47,8 +88,13 @@ def main() -> None:
     plan = Plan.from_json(sys.stdin.read())
     node = RayNode(plan.data.ray)
     node.join()
-    deploy(plan)
-    node.leave()
+    try:
+        deploy(plan)
+    except EngineError as error:
+        print(error, file=sys.stderr, flush=True)  # noqa: T201
+        sys.exit(REFUSED)
+    finally:
+        node.leave()
 
 
 if __name__ == "__main__":

@@ -74,7 +74,8 @@ async def _wait(store: QueryStore, snapshots: SnapshotStore, heads: dict[int, in
     Raises:
         EngineError: it does not get on.
     """
-    moved, before = time.monotonic(), {}
+    moved = time.monotonic()
+    before: dict[int, int] = {}
     while True:
         projected = await store.projected()
         if projected != before:

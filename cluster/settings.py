@@ -58,6 +58,7 @@ class Settings(BaseSettings):
     requests_waiting_max: int = Field(1024, ge=0, description="Requests waiting per replica; more get 429.")
     deadline_s: float = Field(10.0, gt=0, description="How long a request may take before its outcome is 'unsure'.")
     shard_queue_max: int = Field(131_072, ge=1, description="Events waiting per shard; more get 429.")
+    shard_stall_s: float = Field(10.0, gt=0, description="A shard that answers nothing for so long is replaced.")
 
     id_window_s: int = Field(2 * _DAY_S, ge=_HOUR_S, description="How long ids are remembered.")
     limit_raise_delay_s: int = Field(_DAY_S, ge=0, description="How long a raise of a limit waits.")

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 
 import httpx
 
-from cluster import processes
+from cluster import deploy, processes
 from cluster.certificates import CertificateError, check_certificate, ensure_certificate
 from cluster.data import DataDirectory, EngineError, Running, Secrets
 from cluster.gateway import Application, Gateway, GatewayConfig, GatewayError
@@ -24,6 +24,7 @@ from cluster.plan import Plan
 from cluster.postgres import PostgresError, PostgresServer
 from cluster.ray_node import RayNode, RayNodeError
 from cluster.settings import Settings
+from cluster.shard_watch import ShardWatch
 from cluster.stores import prepare_stores
 from deployments.auth.keys import ensure_keys
 
@@ -110,10 +111,11 @@ class Supervisor:
         self.data.publish(self._running(plan, port, tls_port))
         await self._await_ready(port)
         self._announce(port, tls_port)
-        watching = asyncio.ensure_future(self._watch(plan))
-        if on_ready is not None:
-            await asyncio.to_thread(on_ready)
-        await watching
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch(plan))
+            group.create_task(ShardWatch(self.data, settings.shard_stall_s, say=self._say).run())
+            if on_ready is not None:
+                await asyncio.to_thread(on_ready)
 
     def _node(self) -> RayNode:
         settings = self._settings
@@ -162,9 +164,11 @@ class Supervisor:
         complaints = asyncio.ensure_future(child.stderr.read())
         async for line in child.stdout:
             self._say(line.decode().rstrip())
-        if await child.wait() != 0:
-            raise EngineError(f"deploying failed: {(await complaints).decode(errors='replace')[-4000:]}")
-        await complaints
+        status, words = await child.wait(), (await complaints).decode(errors="replace").strip()
+        if status == deploy.REFUSED:
+            raise EngineError(words.rsplit("\n", 1)[-1])
+        if status != 0:
+            raise EngineError(f"deploying failed: {words[-4000:]}")
 
     def _gateway_config(self, port: int, tls_port: int, application_port: int, secrets: Secrets) -> GatewayConfig:
         settings = self._settings

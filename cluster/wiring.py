@@ -13,7 +13,7 @@ from actors.account_shard import ShardConfig
 from actors.directory import locate_by
 from actors.projection import Limits, Projection
 from actors.projector import ProjectorConfig
-from actors.ray_calls import RayTransport
+from actors.ray_calls import RayTransport, actor_name
 from actors.shard import ShardLimits
 from actors.shard_client import ShardClient
 from actors.transport import TcpTransport, Transport
@@ -42,6 +42,7 @@ def shard_config(plan: Plan, partition: int) -> ShardConfig:
         secret=bytes.fromhex(plan.secrets.shard_secret),
         chain_key=plan.ledger_key,
         failpoints=settings.failpoints,
+        last_words=plan.data.last_words(actor_name(partition)),
         windows=plan.windows,
         limits=ShardLimits(queue_rows=settings.shard_queue_max),
     )
