@@ -1,0 +1,90 @@
+"""The projector as a Ray actor: it comes back when killed; of a journal that cannot be trusted it says what is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from actors.projection import Limits, Projection
+from cluster.ray_node import RayNode
+from storage.journal.postgres import PostgresJournal
+from storage.query_store import QueryStore
+from storage.snapshots import SnapshotStore
+from tests.actors.projection_history import SMALL, History
+from tests.actors.test_projection import KEY, Log, as_the_history_says, journal, log, store, written
+
+__all__ = ["journal", "log", "store"]
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[RayNode]:
+    node = RayNode(Path(tempfile.mkdtemp(prefix="rz-")), cpus=2)
+    try:
+        node.start()
+        node.join()
+        yield node
+    finally:
+        node.leave()
+        node.remove()
+
+
+async def make(dsn: str, directory: Path) -> Projection:
+    pool = await asyncpg.create_pool(dsn, min_size=1, max_size=4)
+    snapshots = SnapshotStore(directory, KEY)
+    return Projection(
+        PostgresJournal(dsn), QueryStore(pool), snapshots, chain_key=KEY, capacity=SMALL,
+        limits=Limits(snapshot_records=5),
+    )  # fmt: skip
+
+
+async def asked(projector: Any) -> dict[str, Any]:
+    """Its statistics, from whichever process it is by now."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            found: dict[str, Any] = await asyncio.wait_for(asyncio.wrap_future(projector.stats.remote().future()), 20)
+        except Exception:
+            if time.monotonic() > deadline:
+                raise
+            continue
+        return found
+
+
+async def test_it_comes_back_when_killed_and_says_what_is_wrong_with_a_journal(
+    node: RayNode, database: str, journal: PostgresJournal, log: Log, store: QueryStore, tmp_path: Path
+) -> None:
+    import ray
+
+    from actors.projector import ProjectorConfig, start_projector
+
+    history = await written(History(1), log, steps=10)
+    projector = start_projector(ProjectorConfig(partial(make, database, tmp_path)))
+    pids = []
+    for _ in range(2):
+        heads = {p: head - 1 for p, head in (await journal.heads()).items()}
+        await store.wait_for(heads, time.monotonic() + 60)
+        await as_the_history_says(store, history)
+        pids.append((await asked(projector))["pid"])
+        os.kill(pids[-1], signal.SIGKILL)
+        await written(history, log, steps=10)
+    (wrong,) = [one for one in history.step(30) if one.partition == 1]
+    wrong.results["code"][-1] += 1
+    offset = (await log.write([wrong]))[1]
+    told = await asked(projector)
+    while not told["broken"]:
+        told = await asked(projector)
+    assert f"partition 1, offset {offset}" in told["broken"]
+    assert len({*pids, told["pid"]}) == 3
+    ray.kill(projector)
