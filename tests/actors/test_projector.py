@@ -1,4 +1,4 @@
-"""The projector as a Ray actor: it comes back when killed; of a journal that cannot be trusted it says what is wrong."""
+"""The projector as a Ray actor: it comes back when killed; of a journal that cannot be trusted it says why."""
 
 from __future__ import annotations
 
