@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import socket
 import time
 import uuid
@@ -21,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from cluster.demo import invented_cpf
 from storage import ids
 from tests.contract.http_engine import LiveEngine
 
@@ -105,7 +107,8 @@ class World:
 
     def person_elsewhere(self, account: str, *, apart: bool, amount: int = 0) -> tuple[Caller, str]:
         """A new subject whose account lies on another shard than `account`, or on the same one."""
-        for tax_id in TAX_IDS:
+        source = random.Random(int(account))
+        for tax_id in (*TAX_IDS, *(invented_cpf(source) for _ in range(40))):
             caller, other = self.person(tax_id=tax_id)
             if (int(other) % 2 != int(account) % 2) == apart:
                 if amount:
