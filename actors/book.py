@@ -159,7 +159,7 @@ MASK: Final = 4
 BOOK_FORMAT: Final = 1
 ACCOUNT_BUCKETS: Final = 2
 """Buckets per account: 4 bytes each that save every other step along a chain."""
-BLOCK: Final = 32
+BLOCK: Final = 64
 """Rows looked up ahead of the one that is applied."""
 AHEAD_SIZE: Final = 3
 """Words kept of each: the id's hash, and the rows of the debit and the credit account + 1."""

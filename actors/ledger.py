@@ -1215,17 +1215,38 @@ def _look_ahead(book: Book, rows: Rows, start: Int) -> None:
             prefetch(ids, base + first, 19)
     for k in range(count):
         row, at = rows[start + k], AHEAD_SIZE * k
+        _follow_account(book, np.int64(ahead[at + 1]), row["debit"])
+        _follow_account(book, np.int64(ahead[at + 2]), row["credit"])
+        for bucket in (bucket_of(ahead[at], meta, table), (splits + k) & round_mask):
+            first = np.int64(book.id_heads[base + bucket])
+            if first != 0:
+                _follow(ids, base, np.int64(ids[base + first - 1]["next"]))
+    for k in range(count):
+        row, at = rows[start + k], AHEAD_SIZE * k
         debit = find_account_in(book.accounts, book.account_heads, np.int64(ahead[at + 1]), row["debit"])
         credit = find_account_in(book.accounts, book.account_heads, np.int64(ahead[at + 2]), row["credit"])
         prefetch(book.accounts, debit, 64)
+        for bucket in (bucket_of(ahead[at], meta, table), (splits + k) & round_mask):
+            first = np.int64(book.id_heads[base + bucket])
+            if first != 0:
+                second = np.int64(ids[base + first - 1]["next"])
+                if second != 0:
+                    _follow(ids, base, np.int64(ids[base + second - 1]["next"]))
         ahead[at + 1] = debit + 1
         ahead[at + 2] = credit + 1
-        for bucket in (bucket_of(ahead[at], meta, table), (splits + k) & round_mask):
-            first = np.int64(book.id_heads[base + bucket]) - 1
-            if first >= 0:
-                second = np.int64(ids[base + first]["next"]) - 1
-                prefetch(ids, base + second, 0)
-                prefetch(ids, base + second, 19)
+
+
+@inlined
+def _follow(ids: Rows, base: Int, link: Int) -> None:
+    prefetch(ids, base + link - 1, 0)
+    prefetch(ids, base + link - 1, 19)
+
+
+@inlined
+def _follow_account(book: Book, bucket: Int, account: Id) -> None:
+    first = np.int64(book.account_heads[bucket])
+    if first != 0 and book.accounts[first - 1]["id"] != account:
+        prefetch(book.accounts, np.int64(book.accounts[first - 1]["next"]) - 1, 0)
 
 
 @inlined

@@ -9,6 +9,7 @@ import copy
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from actors.book import Capacity
 from storage.events import AMOUNT_MAX, EVENT, FIRST_STATELESS, NO_LIMIT, AccountStatus, Code, Flag, Kind, partition_of
 
 Id = tuple[int, int]
@@ -130,7 +131,7 @@ class Ledger:
     """One partition."""
 
     def __init__(
-        self, partition: int, partitions: int, id_window: int, id_skew: int, refund_window: int, capacity: Any
+        self, partition: int, partitions: int, id_window: int, id_skew: int, refund_window: int, capacity: Capacity
     ) -> None:
         self.partition, self.partitions = partition, partitions
         self.id_window, self.id_skew, self.refund_window = id_window, id_skew, refund_window

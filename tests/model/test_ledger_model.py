@@ -82,6 +82,7 @@ class Partition:
         self.paid: list[Event] = []
 
     def apply(self, rows: Rows, now: int) -> Rows:
+        """Apply to both, compare everything."""
         self.last = ledger.stamp(rows, now, self.last)
         before = ledger.digest(self.book) if len(rows) == 1 else None
         results, balances = np.ones(len(rows), RESULT), np.ones(len(rows), BALANCE)
@@ -209,9 +210,22 @@ class Generator:
         }.get(kind)
         if fill is not None:
             fill(row)
+        if dice.random() < 0.15:
+            self.fill_edge(row)
         if dice.random() < 0.02:
             row["debit"] = row["credit"]
         return row
+
+    def fill_edge(self, row: Rows) -> None:
+        """Ask for exactly what there is, or for one centavo more."""
+        payer = self.partition.model.accounts.get(int(row["debit"][0]))
+        if payer is None or int(row["kind"][0]) not in {Kind.TRANSFER, Kind.HOLD, Kind.WITHDRAWAL, Kind.REFUND}:
+            return
+        left = [payer.available]
+        if payer.limits:
+            periods = self.partition.model.periods(payer, self.now)
+            left += [payer.limit(period[0], self.now) - payer.sent.get(period, 0) for period in periods]
+        row["amount"] = min(self.dice.choice(left) + self.dice.choice([0, 1]), AMOUNT_MAX)
 
     def fill_open(self, row: Rows) -> None:
         dice = self.dice
@@ -318,7 +332,8 @@ class World(RuleBasedStateMachine):
                 row = np.zeros(1, EVENT)
                 row["kind"], row["debit"], row["credit"] = Kind.OPEN, account, 5
                 row["id_hi"], row["id_lo"] = self.now // 10**6 << 16 | 0x7000, 1 << 63 | dice.getrandbits(62)
-                row["amount"] = row["ref_hi"] = row["ref_lo"] = dice.choice(LIMITS[:3] + LIMITS[-2:])
+                row["amount"] = dice.choice([NO_LIMIT, 2_000])
+                row["ref_hi"], row["ref_lo"] = dice.choice([NO_LIMIT, 3_000]), dice.choice([NO_LIMIT, 1_500])
                 part.apply(row, self.now)
                 money = generator.event()
                 money["kind"], money["debit"], money["credit"], money["amount"] = Kind.DEPOSIT, 0, account, 20_000
@@ -343,7 +358,16 @@ class World(RuleBasedStateMachine):
         legs = legs[np.array([dice.random() < 0.8 for _ in legs], bool)]
         if not len(legs):
             return
+        freeze = np.zeros(1, EVENT)
+        freeze["id_hi"], freeze["id_lo"] = self.now // 10**6 << 16 | 0x7000, 1 << 63 | dice.getrandbits(62)
+        freeze["debit"] = dice.choice(legs["credit"].tolist())
+        if dice.random() < 0.4:
+            freeze["kind"] = Kind.FREEZE
+            payee.apply(freeze.copy(), self.now)
         results = payee.apply(legs, self.now)
+        if freeze["kind"][0] == Kind.FREEZE:
+            freeze["kind"], freeze["id_lo"] = Kind.UNFREEZE, freeze["id_lo"] ^ np.uint64(1)
+            payee.apply(freeze, self.now)
         codes = [int(code) for code in results["code"]]
         self.credited |= {key(leg) for leg, code in zip(legs, codes, strict=True) if code == Code.OK}
         decided = [i for i, code in enumerate(codes) if code not in {Code.LEG_EXPIRED, Code.BOOK_FULL}]
