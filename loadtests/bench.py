@@ -238,7 +238,7 @@ def main(
         _console.print(f"no such section: {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
         raise typer.Exit(2)
     where = machine()
-    directory = data or Path(tempfile.mkdtemp(prefix="razao-bench-"))
+    directory = data or Path(tempfile.mkdtemp(prefix="rzb-"))
     directory.mkdir(parents=True, exist_ok=True)
     try:
         rows = measure(
