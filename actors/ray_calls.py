@@ -11,7 +11,6 @@ from typing import Any, Final
 
 import numpy as np
 import ray
-from ray.actor import ActorHandle
 
 from actors import frames
 from actors.directory import NAMESPACE
@@ -58,7 +57,7 @@ class RayTransport:
 class _CallLink:
     """Calls to one actor, as long as it keeps its epoch."""
 
-    def __init__(self, partition: int, epoch: int, handle: ActorHandle[Any], receiver: Receiver) -> None:
+    def __init__(self, partition: int, epoch: int, handle: Any, receiver: Receiver) -> None:
         self.partition = partition
         self.epoch = epoch
         self._handle = handle
@@ -80,11 +79,11 @@ class _CallLink:
     async def _call(self, data: bytes) -> None:
         try:
             kind, request, payload = await self._exchange(data, whole=False)
-            in_flight = self._in_flight(kind, payload)
+            first = None if kind is not FrameType.RESULTS else frames.decode_answer(kind, payload).rows
             self._deliver(kind, request, payload)
-            if len(in_flight):
-                await self._finish(data, request, in_flight)
-        except (*_LOST, Malformed):
+            if first is not None and (first["code"] == Code.IN_FLIGHT).any():
+                await self._finish(data, request, first)
+        except (ray.exceptions.RayError, TimeoutError, Malformed):
             self._lose()
 
     def _lose(self) -> None:
@@ -92,14 +91,20 @@ class _CallLink:
         if receiver is not None:
             receiver.lost(self)
 
-    async def _finish(self, data: bytes, request: int, in_flight: frames.Array) -> None:
-        """Ask again for the rows in flight; this answer comes when the other shards have decided."""
+    async def _finish(self, data: bytes, request: int, first: frames.Array) -> None:
+        """Ask again for the rows in flight; this answer comes when the other shards have decided.
+
+        To the shard these are repeats, to the caller they are not: the flags stay as they were in the first answer.
+        """
+        in_flight = np.flatnonzero(first["code"] == Code.IN_FLIGHT)
         _, _, payload = frames.split(data)
         rows, _ = frames.decode_events(FrameType.APPLY, payload)
         again = frames.encode_events(FrameType.APPLY, request, [rows[in_flight].tobytes()], None)
         _, _, answer = await self._exchange(again, whole=True)
         found = frames.decode_answer(FrameType.RESULTS, answer)
-        later = frames.encode_answer(FrameType.LATER, request, found.rows, found.positions, in_flight)
+        results = found.rows.copy()
+        results["flags"] = first["flags"][in_flight]
+        later = frames.encode_answer(FrameType.LATER, request, results, found.positions, in_flight)
         self._deliver(*frames.split(later))
 
     async def _exchange(self, data: bytes, *, whole: bool) -> tuple[FrameType, int, bytearray]:
@@ -109,11 +114,6 @@ class _CallLink:
     def _deliver(self, kind: FrameType, request: int, payload: bytearray) -> None:
         if self._receiver is not None:
             self._receiver.received(self, kind, request, payload)
-
-    def _in_flight(self, kind: FrameType, payload: bytearray) -> frames.Array:
-        if kind is not FrameType.RESULTS:
-            return np.zeros(0, np.int64)
-        return np.flatnonzero(frames.decode_answer(kind, payload).rows["code"] == Code.IN_FLIGHT)
 
 
 def _find(partition: int) -> Any:

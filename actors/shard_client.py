@@ -1,8 +1,8 @@
-"""What a Serve replica (and a shard, for its credit legs) holds: account → shard, and few batches per shard at a time.
+"""What a Serve replica (and a shard, for its legs) holds: account → shard, and few batches per shard at a time.
 
-Calls gather in a channel while the batches before them are on their way; no timers. A lost link is made again with what the
-directory says then, and the same ids are sent again until each call's deadline. A call that was sent never raises: rows
-whose outcome could not be learnt in time are `Code.UNSURE`, and repeating their ids is safe.
+Calls gather in a channel while the batches before them are on their way; no timers. A lost link is made again with what
+the directory says then, and the same ids are sent again until each call's deadline. A call that was sent never raises:
+rows whose outcome could not be learnt in time are `Code.UNSURE`, and repeating their ids is safe.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """How fast a shard is, end to end: real processes, framed streams over TCP, PostgreSQL with a flush per commit.
 
 `run()` measures bulk batches through one shard and through two with random pairs (half of them cross-shard), and single
-transfers of many concurrent callers. Every figure is of acknowledged, durable transfers. `python -m loadtests.bench_shard`.
+transfers of many concurrent callers. Every figure is of acknowledged, durable transfers. Run it by
+`python -m loadtests.bench_shard`.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from typing import Any, Final
 import numpy as np
 import uvloop
 
+from actors.frames import FrameType
 from actors.recovery import Recovery
 from actors.shard import Shard
 from actors.shard_client import ShardClient
-from actors.frames import FrameType
 from actors.shard_server import ShardServer
 from actors.transport import Address, Locate, TcpTransport
 from cluster.postgres import PostgresServer
@@ -94,7 +95,9 @@ async def _serve(partition: int, ports: list[int], dsn: str, pipe: Connection) -
         transport = TcpTransport(locate_in(ports), _SECRET, len(ports))
         peers = ShardClient(transport, len(ports), events=FrameType.LEGS)
     journal = PostgresJournal(dsn)
-    recovery = Recovery(partition, len(ports), journal=journal, snapshots=None, chain_key=_KEY, name=f"bench-{partition}")
+    recovery = Recovery(
+        partition, len(ports), journal=journal, snapshots=None, chain_key=_KEY, name=f"bench-{partition}"
+    )
     shard = Shard(recovery, peers, on_fatal=lambda _: os._exit(1))
     await shard.start()
     server = ShardServer(shard, _SECRET, lambda: {"name": f"bench-{partition}", "pid": os.getpid(), "host": "bench"})
