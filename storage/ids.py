@@ -56,7 +56,7 @@ def parse(text: str) -> Id:
         ValueError: `text` is not a UUID of version 7 or 8 in 8-4-4-4-12 form with the RFC's variant.
     """
     lowered = text.lower()
-    if len(text) != 36 or not _PATTERN.fullmatch(lowered):  # noqa: PLR2004
+    if len(text) != 36 or not _PATTERN.fullmatch(lowered):
         raise ValueError("not a UUID")
     value = int(lowered.replace("-", ""), 16)
     id_ = (value >> 64, value & _MASK64)
