@@ -213,13 +213,16 @@ def _fold(h: Id, value: Id) -> Id:
 
 @inlined
 def _content(row: Row) -> Id:
-    """48 bits of what makes two events with one id the same event. A leg has only its payee and amount in common with
-    a copy that the outbox made again after a crash."""
+    """48 bits of what makes two events with one id the same event.
+
+    A leg has its accounts and amount in common with a copy that the outbox made again after a crash. The payer is one
+    of them: two shards may send legs of one id, and only one of the two payments may count as the other's repeat.
+    """
     kind = row["kind"]
     h = _fold(np.uint64(kind), row["credit"])
     h = _fold(h, np.uint64(row["amount"]))
+    h = _fold(h, row["debit"])
     if kind != _CREDIT_LEG:
-        h = _fold(h, row["debit"])
         h = _fold(h, row["ref_hi"])
         h = _fold(h, row["ref_lo"])
         h = _fold(h, row["check"])
@@ -1449,7 +1452,11 @@ def in_flight(book: Book) -> npt.NDArray[np.void]:
     rows["kind"] = Kind.CREDIT_LEG
     rows["id_hi"] = flying["hi"]
     rows["id_lo"] = flying["lo"]
-    rows["debit"] = flying["debit"]  # for readers of the payee's journal: whose payment this is
+    rows["debit"] = flying["debit"]
+    # For readers of the payee's journal, who show the payment as what it is: its kind, and the hold that a post ends.
+    rows["reason"] = flying["kind"]
+    posts = flying["kind"] == Kind.POST
+    rows["ref_hi"], rows["ref_lo"] = np.where(posts, flying["ref_hi"], 0), np.where(posts, flying["ref_lo"], 0)
     rows["credit"] = flying["credit"]
     rows["amount"] = flying["amount"]
     rows["span"] = flying["at"]

@@ -18,7 +18,7 @@ from actors import book as book_module
 from actors.book import FLIGHTS, HOLDS, SEED, Book, entry_point, find, hash_id
 from storage import query_store
 from storage.events import FIRST_ACCOUNT, FIRST_STATELESS, SETTLEMENT, SLOTS, Code, Kind, ResultFlag
-from storage.query_store import Chunk, Note
+from storage.query_store import LEG_ENTRY, Chunk, Note
 
 Rows = npt.NDArray[Any]
 """A structured array."""
@@ -256,6 +256,10 @@ class _Columns:
         made["pending"] = self.balances[f"{side}_pending"][mask]
         made["partition"] = self.partition
         made["transfer"] = self.id[mask]
+        leg = made["kind"] == Kind.CREDIT_LEG
+        made["kind"][leg] = LEG_ENTRY + self.rows["reason"][mask][leg]
+        ended = leg & (self.rows["reason"][mask] == Kind.POST)
+        made["transfer"][ended] = self.ref[mask][ended]
         by_hold = _of(made["kind"], _BY_HOLD)
         made["transfer"][by_hold] = self.ref[mask][by_hold]
         post = self.origin["hold_hi"][mask] != 0

@@ -700,6 +700,7 @@ def _legs(book: Book, rows: Array, results: Array) -> Array:
         legs[name] = rows[name]
     legs["span"] = results["at"]
     legs["kind"] = Kind.CREDIT_LEG
+    legs["reason"] = rows["kind"]
     posts = np.flatnonzero(rows["kind"] == Kind.POST)
     if len(posts):  # payee and amount are the hold's: the book has them
         known = {(int(leg["id_hi"]), int(leg["id_lo"])): leg for leg in ledger.in_flight(book)}

@@ -142,6 +142,7 @@ class RefundRequest(Body):
 
 TransferStatus = Literal["settled", "held", "posted", "voided", "expired", "refused"]
 TransferKind = Literal["transfer", "hold", "deposit", "withdrawal", "refund", "post", "void"]
+EntryKind = Literal["transfer", "deposit", "withdrawal", "refund", "post", "reversal"]
 
 
 class Transfer(View):
@@ -300,7 +301,7 @@ class Entry(View):
     """One movement of an account."""
 
     transfer: Annotated[str, Meta(description="Id of the transfer, hold, deposit, withdrawal or refund.")]
-    kind: TransferKind
+    kind: EntryKind
     side: Literal["debit", "credit"]
     amount: Amount
     balance: Annotated[int, Meta(description="Posted balance afterwards, centavos.")]

@@ -413,6 +413,7 @@ KIND_NAMES: Final = {
     Kind.POST: "post",
     Kind.VOID: "void",
     Kind.EXPIRE: "hold",
+    Kind.REVERT: "reversal",
 }
 
 

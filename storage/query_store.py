@@ -100,6 +100,10 @@ ACCOUNT_CHANGE: Final = np.dtype(
 Note = bytes | None
 
 
+LEG_ENTRY: Final = 100
+"""Kind of an entry for money from another shard, less the kind of the payment."""
+
+
 class Chunk(NamedTuple):
     """What a stretch of one partition's journal adds to the tables. Notes go with the rows beside them."""
 
@@ -421,7 +425,7 @@ class QueryStore:
         since = max(0, min(from_ns or 0, _INT64_MAX))
         rows = await self.pool.fetch(_ENTRIES, account, since, before, limit + 1)
         items = [
-            Entry(_id(row["transfer"]), Kind(row["kind"]), row["amount"], row["balance"], row["pending"], row["at"])
+            Entry(_id(row["transfer"]), _kind(row["kind"]), row["amount"], row["balance"], row["pending"], row["at"])
             for row in rows[:limit]
         ]
         return Page(items, _write_cursor(account, items[-1].at) if len(rows) > limit else None)
@@ -469,6 +473,11 @@ def _answer(future: asyncio.Future[None], *, reached: bool, late: bool, failure:
         error = NotYetProjected("the projection has not caught up")
         error.__cause__ = failure
         future.set_exception(error)
+
+
+def _kind(stored: int) -> Kind:
+    """What an entry comes from. What a client sees must not depend on whose shard the other account lies on."""
+    return Kind(stored - LEG_ENTRY if stored > LEG_ENTRY else stored)
 
 
 def _id(value: uuid.UUID) -> Id:

@@ -859,8 +859,15 @@ def test_a_leg_credits_the_payee_once(desk: Desk) -> None:
     leg = {"id": desk.id(), "credit": B, "amount": 50, "span": desk.now}
     assert desk.code(Kind.CREDIT_LEG, **leg) == Code.OK
     assert desk.do(Kind.CREDIT_LEG, **leg)["flags"] == ResultFlag.REPLAYED
-    assert desk.do(Kind.CREDIT_LEG, **{**leg, "debit": REMOTE, "check": 5})["flags"] == ResultFlag.REPLAYED
+    assert desk.do(Kind.CREDIT_LEG, **{**leg, "check": 5})["flags"] == ResultFlag.REPLAYED
     assert (desk.posted(B), desk.posted(2)) == (50, -50)
+
+
+def test_legs_of_one_id_from_two_payers_are_not_taken_for_one(desk: Desk) -> None:
+    leg = {"id": desk.id(), "debit": REMOTE, "credit": B, "amount": 50, "span": desk.now}
+    assert desk.code(Kind.CREDIT_LEG, **leg) == Code.OK
+    assert desk.code(Kind.CREDIT_LEG, **{**leg, "debit": REMOTE + 2048}) == Code.ID_CONFLICT
+    assert desk.posted(B) == 50
 
 
 def test_a_leg_with_another_amount_conflicts(desk: Desk) -> None:

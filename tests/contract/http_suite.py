@@ -708,6 +708,31 @@ class HttpSuite:
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
+    @pytest.mark.parametrize("apart", [False, True])
+    def test_the_payees_entries_do_not_tell_where_the_payer_is(self, world: World, apart: bool) -> None:
+        """A transfer, a posted hold and a refund read the same, whichever shards the accounts lie on."""
+        payer, account = world.person(1000)
+        payee, other = world.person_elsewhere(account, apart=apart)
+        paid = payer.post("/v1/transfers", transfer(account, other, 300)).json()
+        held = payer.post("/v1/transfers", transfer(account, other, 200, hold=True)).json()
+        assert payer.post(f"/v1/transfers/{held['id']}/post", {"amount": 150}).status_code == 200
+        refund = payee.post(f"/v1/transfers/{paid['id']}/refunds", {"amount": 100})
+        assert refund.status_code == 201, refund.text
+        position = refund.headers["razao-position"]
+        ours = payee.get(f"/v1/accounts/{other}/entries", razao_position=position).json()["items"]
+        assert [(one["kind"], one["side"], one["amount"], one["transfer"]) for one in ours] == [
+            ("refund", "debit", 100, refund.json()["id"]),
+            ("post", "credit", 150, held["id"]),
+            ("transfer", "credit", 300, paid["id"]),
+        ]
+        theirs = payer.get(f"/v1/accounts/{account}/entries", razao_position=position).json()["items"]
+        assert [(one["kind"], one["side"], one["amount"]) for one in theirs] == [
+            ("refund", "credit", 100),
+            ("post", "debit", 150),
+            ("transfer", "debit", 300),
+            ("deposit", "credit", 1000),
+        ]
+
     def test_entries_show_each_movement_with_its_balance(self, world: World) -> None:
         """Newest first, page by page, and up to one's own last write."""
         owner, account = world.person(1000)
