@@ -15,15 +15,17 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from actors import frames
+from actors import frames, ledger
 from actors.frames import FrameType, Malformed
-from actors.ledger import Capacity
-from actors.recovery import Recovery, Windows
+from actors.ledger import Book, Capacity
+from actors.recovery import Recovery, Windows, replay
 from actors.shard import Shard, ShardLimits
 from actors.shard_client import ShardClient
 from actors.shard_server import Answers, dispatch
 from actors.transport import Link, Receiver, Unreachable
 from storage.journal import Fenced, JournalError, OutcomeUnknown, Stored
+from storage.record import Reader
+from storage.snapshots import Snapshot
 
 EPOCH_NS: Final = 1_767_225_600 * 10**9  # 2026-01-01
 CHAIN_KEY: Final = b"simulated chain key"
@@ -69,6 +71,7 @@ class Faults:
     duplicate: float = 0.01
     refuse_connection: float = 0.05
     disorderly_link: float = 0.3
+    old_news: float = 0.8  # asked whether a shard has moved, the directory does not know yet
     crash_every_s: float = 1.5
     freeze_every_s: float = 4.0
     clock_jump_every_s: float = 2.0
@@ -76,6 +79,7 @@ class Faults:
     def none(self) -> None:
         """From now on nothing goes wrong."""
         self.append_unknown = self.lose_link = self.duplicate = self.refuse_connection = self.disorderly_link = 0.0
+        self.old_news = 0.0
 
 
 class SimJournal:
@@ -116,9 +120,15 @@ class SimJournal:
 class NodeJournal:
     """`Journal`, by one process."""
 
-    def __init__(self, shared: SimJournal, node: Node) -> None:
+    def __init__(self, shared: SimJournal, node: Node | None) -> None:
         self.shared = shared
-        self.node = node
+        self._node = node
+
+    @property
+    def node(self) -> Node:
+        """The process; readers without one do not write."""
+        assert self._node is not None
+        return self._node
 
     async def create(self, partitions: int) -> None:
         assert partitions == len(self.shared.logs)
@@ -193,6 +203,39 @@ class SimWriter:
         pass
 
 
+class SimSnapshots:
+    """Books as a projector saves them: whole, of some earlier position, and not always the newest."""
+
+    def __init__(self, journal: SimJournal, die: random.Random) -> None:
+        self._journal = journal
+        self._die = die
+        self._saved: list[list[Snapshot]] = [[] for _ in journal.logs]
+        self._books: list[Book | None] = [None for _ in journal.logs]
+        self._readers = [Reader(NodeJournal(journal, None), p, CHAIN_KEY) for p in range(len(journal.logs))]
+        self._last_ns = [0 for _ in journal.logs]
+
+    async def load(self, partition: int) -> Snapshot | None:
+        """One of the partition's snapshots; sometimes a new one is made first."""
+        if self._die.random() < 0.5:
+            self._save(partition)
+        saved = self._saved[partition]
+        return self._die.choice(saved) if saved and self._die.random() < 0.7 else None
+
+    def _save(self, partition: int) -> None:
+        book, reader, log = self._books[partition], self._readers[partition], self._journal.logs[partition]
+        if book is None:
+            book = ledger.new_book(partition, len(self._journal.logs), **WINDOWS._asdict(), capacity=CAPACITY)
+            self._books[partition] = book
+        start = reader.position.offset
+        for stored in log[start : self._die.randint(start, len(log))]:
+            found = reader.take(stored)
+            if found is not None:
+                replay(book, found)
+                self._last_ns[partition] = int(found.rows["at"][-1])
+        meta = {"last_ns": self._last_ns[partition]}
+        self._saved[partition].append(Snapshot(partition, reader.position, ledger.dump(book), meta))
+
+
 class NodeClock:
     """A process's clocks: the wall's jumps, also backwards; the monotonic one runs a little fast or slow."""
 
@@ -236,7 +279,7 @@ class Node:
             partition,
             world.partitions,
             journal=world.journal.for_node(self),
-            snapshots=None,
+            snapshots=world.snapshots.load,
             chain_key=CHAIN_KEY,
             name=f"shard-{partition:03d}",
             windows=WINDOWS,
@@ -343,7 +386,8 @@ class SimTransport:
     async def moved(self, link: Link) -> bool:
         await asyncio.sleep(self._world.latency())
         node = self._world.directory.get(link.partition)
-        return node is not None and node.shard.epoch > link.epoch
+        newer = node is not None and node.shard.epoch > link.epoch
+        return newer and self._world.die.random() > self._world.faults.old_news
 
 
 class SimLink:
@@ -439,6 +483,7 @@ class World:
     def __post_init__(self) -> None:
         self.die = random.Random(self.seed)
         self.journal = SimJournal(self.partitions, self.die, self.faults)
+        self.snapshots = SimSnapshots(self.journal, self.die)
         self.directory: dict[int, Node] = {}
         self.nodes: list[Node] = []
         self.current: dict[int, Node] = {}
@@ -512,10 +557,12 @@ class World:
 
     async def _stop_for_a_while(self, node: Node) -> None:
         node.freeze()
-        await asyncio.sleep(self.die.uniform(0.0, 0.5))
+        await asyncio.sleep(self.die.uniform(0.0, 0.1))
         if self.die.random() < 0.7 and self.current.get(node.partition) is node:
-            self.start_node(node.partition)  # a second writer, while the first is only stopped
-            await asyncio.sleep(self.die.uniform(0.0, 2.5))
+            successor = self.start_node(node.partition)  # a second writer, while the first is only stopped
+            while successor.alive and not successor.shard.serving and self.die.random() < 0.99:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(self.die.expovariate(1 / 0.1))
         node.thaw()
 
     async def shut_down(self) -> None:

@@ -114,7 +114,7 @@ class Client:
 
     async def _read(self) -> None:
         counters = self.shared.counters
-        floor = [self.shared.acknowledged[account] for account in counters]
+        floor = [max(self.shared.acknowledged[account], self.shared.seen[account]) for account in counters]
         wanted = np.array(counters, np.uint64)
         try:
             found = await self.shards.read(wanted, np.zeros(len(wanted), np.uint64), self.world.now() + 1.0)
@@ -124,6 +124,7 @@ class Client:
             seen = int(state["credits_posted"])
             if state["code"] == Code.OK:
                 assert least <= seen <= self.shared.issued[account], f"account {account} reads {seen}, not {least}"
+                self.shared.seen[account] = max(seen, self.shared.seen[account])
 
     async def _heads(self) -> None:
         try:
@@ -153,6 +154,7 @@ class Shared:
         self.operations: list[Operation] = []
         self.issued: dict[int, int] = defaultdict(int)
         self.acknowledged: dict[int, int] = defaultdict(int)
+        self.seen: dict[int, int] = defaultdict(int)  # what a read has shown, later reads must show too
         self._counted: set[Key] = set()
         self._sent: set[Key] = set()
         self._number = 0
