@@ -200,6 +200,13 @@ def test_settlement_does_not_pay_out_over_the_largest_number(desk: Desk) -> None
     assert desk.code(Kind.DEPOSIT, credit=C, amount=1) == Code.OVERFLOW
 
 
+def test_transit_does_not_take_over_the_largest_number(desk: Desk) -> None:
+    assert desk.code(Kind.DEPOSIT, credit=A, amount=AMOUNT_MAX - 1_000) == Code.OK
+    desk.code(Kind.SETTLE, id=desk.fly(AMOUNT_MAX))
+    assert desk.code(Kind.CREDIT_LEG, credit=B, amount=5, span=desk.now) == Code.OK
+    assert desk.pay(5, debit=B, credit=REMOTE) == Code.OVERFLOW
+
+
 # Accounts.
 
 
