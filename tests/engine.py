@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,12 +25,16 @@ ALL_SCOPES: Final = "ledger:read ledger:write ledger:fund ledger:operate"
 class Engine:
     """One engine on a directory and free ports."""
 
-    def __init__(self, data: Path, *, shards: int = 2, tls: bool = False, **settings: str) -> None:
+    def __init__(
+        self, data: Path, *, shards: int = 2, tls: bool = False, settings: Mapping[str, str] | None = None
+    ) -> None:
         self.data = data
         self.shards = shards
         self.tls = tls
-        # Load from one address: the gateway's limit per address is tested elsewhere, with its own settings.
-        self.environment = {**os.environ, **{f"RAZAO_{name.upper()}": value for name, value in settings.items()}}
+        self.environment = {
+            **os.environ,
+            **{f"RAZAO_{name.upper()}": value for name, value in (settings or {}).items()},
+        }
         self.url = ""
         self.log = data.parent / f"{data.name}.log"
         self._process: subprocess.Popen[bytes] | None = None

@@ -166,7 +166,7 @@ class Ledger:
         clock: HandClock | None = None,
         limits: ShardLimits | None = None,
         journal: Journal | None = None,
-        windows: Windows = Windows(),
+        windows: Windows = Windows(),  # noqa: B008 - immutable
         snapshots: LoadSnapshot | None = None,
         known_dead: Callable[[Mapping[str, Any]], bool] = lambda _: True,
         identity: Mapping[str, Any] | None = None,
@@ -209,7 +209,9 @@ class Ledger:
             if running.shard.serving:
                 await running.shard._writer.close()
 
-    async def apply(self, *rows: np.ndarray, notes: list[bytes | None] | None = None, within_s: float = 10.0) -> Outcome:
+    async def apply(
+        self, *rows: np.ndarray, notes: list[bytes | None] | None = None, within_s: float = 10.0
+    ) -> Outcome:
         """Apply rows in one call."""
         return await self.client.apply(np.concatenate(rows), notes, time.monotonic() + within_s)
 
@@ -219,9 +221,7 @@ class Ledger:
 
     async def fund(self, *numbers: int, amount: int = 1_000) -> None:
         """Open accounts and pay something in."""
-        rows = [opening(number) for number in numbers] + [
-            event(Kind.DEPOSIT, 1, number, amount) for number in numbers
-        ]
+        rows = [opening(number) for number in numbers] + [event(Kind.DEPOSIT, 1, number, amount) for number in numbers]
         outcome = await self.apply(*rows)
         assert not outcome.results["code"].any()
 
@@ -241,5 +241,5 @@ class Ledger:
 async def until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
     """Let the loop run until something is so."""
     async with asyncio.timeout(within_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - what is waited for happens in the code under test
             await asyncio.sleep(0.005)

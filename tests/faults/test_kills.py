@@ -25,7 +25,7 @@ ANSWERS = 150
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """An engine of this module's own, since its tests kill parts of it."""
     failpoints = tmp_path_factory.mktemp("failpoints")
-    one = Engine(tmp_path_factory.mktemp("faults") / "var", failpoints=str(failpoints))
+    one = Engine(tmp_path_factory.mktemp("faults") / "var", settings={"failpoints": str(failpoints)})
     try:
         yield one.start()
     finally:

@@ -23,7 +23,7 @@ WAYS = {
 @pytest.fixture(scope="module", params=WAYS)
 def live_engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveEngine]:
     """One engine for each way in."""
-    engine = Engine(tmp_path_factory.mktemp("contract") / "var", **WAYS[request.param])
+    engine = Engine(tmp_path_factory.mktemp("contract") / "var", settings=WAYS[request.param])
     try:
         engine.start()
         yield LiveEngine(engine.url, engine.token)
