@@ -46,6 +46,10 @@ _MAGIC: Final = b"RAZAO"
 _NO_NOTES: Final = 0xFFFFFFFF
 _NO_NOTE: Final = -1
 _RECEIVE: Final = 1 << 17
+_EXPIRE: Final = int(Kind.EXPIRE)
+_CREDIT_LEG: Final = int(Kind.CREDIT_LEG)
+_REVERT: Final = int(Kind.REVERT)
+_LINKED: Final = int(Flag.LINKED)
 
 HEADER_SIZE: Final = _HEADER.size
 
@@ -160,13 +164,13 @@ def check_events(kind: FrameType, rows: Array) -> None:
     """Legs come from shards only, and what shards do inside themselves comes from nobody. `Malformed` otherwise."""
     kinds = rows["kind"]
     if kind is FrameType.LEGS:
-        allowed = bool((kinds == Kind.CREDIT_LEG).all())
+        allowed = bool((kinds == _CREDIT_LEG).all())
     else:
-        allowed = not bool(((kinds == Kind.EXPIRE) | ((kinds >= Kind.CREDIT_LEG) & (kinds <= Kind.REVERT))).any())
+        allowed = not bool(((kinds == _EXPIRE) | ((kinds >= _CREDIT_LEG) & (kinds <= _REVERT))).any())
     if not allowed:
         raise Malformed("a kind that this frame may not carry")
     # An open chain would tie itself to the next caller's first row.
-    if int(rows["flags"][-1]) & Flag.LINKED:
+    if int(rows["flags"][-1]) & _LINKED:
         raise Malformed("a chain left open")
 
 

@@ -22,11 +22,10 @@ from typing import Any, Final, NamedTuple, cast
 import asyncpg
 import numpy as np
 
-from actors import ledger, postings
+from actors import ledger, postings, recovery
 from actors.ledger import Book, Capacity
 from actors.postings import Rows, Stretch
 from actors.recovery import Windows
-from storage.events import BALANCE, RESULT
 from storage.journal import Corrupt, Journal, JournalError
 from storage.query_store import Chunk, Note, Overtaken, QueryStore
 from storage.record import START, Position, Reader, Record
@@ -83,21 +82,13 @@ class Applied(NamedTuple):
 
 
 def replay(book: Book, record: Record) -> Applied:
-    """Apply a journaled record to the book, and make sure that everything comes out as it is journaled.
+    """Replay a record, with what its events refer to in the book as it was before.
 
     Raises:
-        Corrupt: it does not, or the book is not the one that the record was written from.
+        Corrupt: see `recovery.replay`.
     """
-    results = np.zeros(len(record.rows), RESULT)
-    balances = np.zeros(len(record.rows), BALANCE)
     origins = postings.origins(book, record.rows)
-    ledger.apply(book, record.rows, results, balances, record.utc_offset_s)
-    for name, journaled in (("code", record.codes), ("detail", record.details)):
-        differs = results[name] != journaled
-        if differs.any():
-            row = int(np.argmax(differs))
-            why = f"event {row} has {name} {journaled[row]} in the journal, and {results[name][row]} by replay"
-            raise Corrupt(record.partition, record.offset, why)
+    results, balances = recovery.replay(book, record)
     return Applied(record, results, balances, origins)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from actors import ledger
 from actors.ledger import Book, Capacity
@@ -27,6 +28,7 @@ from storage.record import START, Chain, Position, Reader, Record
 from storage.snapshots import Snapshot, SnapshotStore
 
 _LOG: Final = logging.getLogger(__name__)
+Array = npt.NDArray[Any]
 _HOUR_NS: Final = 3600 * 10**9
 
 
@@ -211,17 +213,26 @@ class Recovery:
         return start.epoch < 0
 
 
-def replay(book: Book, found: Record) -> None:
+class Replayed(NamedTuple):
+    """What replay gave for a record's rows."""
+
+    results: Array  # (n,) RESULT
+    balances: Array  # (n,) BALANCE
+
+
+def replay(book: Book, found: Record) -> Replayed:
     """Apply a record's rows to `book`, which must give the same answers as are journaled.
 
     Raises:
-        Corrupt: it does not.
+        Corrupt: it does not, or the book is not the one that the record was written from.
     """
     results = np.zeros(len(found.rows), RESULT)
     balances = np.zeros(len(found.rows), BALANCE)
     ledger.apply(book, found.rows, results, balances, found.utc_offset_s)
-    wrong = (results["code"] != found.codes) | (results["detail"] != found.details)
-    if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
-        was, now = int(found.codes[row]), int(results["code"][row])
-        raise Corrupt(found.partition, found.offset, f"replay of row {row} gives code {now}, the journal has {was}")
+    for name, journaled in (("code", found.codes), ("detail", found.details)):
+        differs = results[name] != journaled
+        if differs.any():
+            row = int(np.argmax(differs))
+            why = f"event {row} has {name} {journaled[row]} in the journal, and {results[name][row]} by replay"
+            raise Corrupt(found.partition, found.offset, why)
+    return Replayed(results, balances)

@@ -37,6 +37,11 @@ from storage.journal import Writer
 _LOG: Final = logging.getLogger(__name__)
 _ZONE: Final = ZoneInfo("America/Sao_Paulo")
 _OFFSET_STEP_NS: Final = 15 * 60 * 10**9
+# Plain integers on the hot path: on Python 3.11 an enum's member is looked up by a function.
+_IN_FLIGHT: Final = int(Code.IN_FLIGHT)
+_REPLAYED: Final = int(ResultFlag.REPLAYED)
+_FIRST_STATELESS: Final = int(FIRST_STATELESS)
+_LINKED: Final = int(Flag.LINKED)
 _BOOTTIME: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
@@ -519,12 +524,12 @@ class Shard:
             self._failpoint_of(group, "applied")
 
     def _find_flights(self, group: _Group) -> None:
-        flying = group.results["code"] == Code.IN_FLIGHT
+        flying = group.results["code"] == _IN_FLIGHT
         if self._failpoint is not nothing:
             group.kinds = frozenset(np.unique(group.rows["kind"]).tolist())
         if not flying.any():
             return
-        repeated = flying & ((group.results["flags"] & ResultFlag.REPLAYED) != 0)
+        repeated = flying & ((group.results["flags"] & _REPLAYED) != 0)
         flight = np.flatnonzero(flying & ~repeated)
         group.flight = flight if len(flight) else None
         now = self._clock.monotonic()
@@ -616,9 +621,10 @@ class Shard:
     def _resolve(self, flight: _Flight, numbers: Array, codes: Array, positions: dict[int, int]) -> None:
         if flight.number not in self._flying:
             return  # they were told UNSURE
-        flight.rows = flight.rows[~np.isin(flight.rows, numbers)]
-        if len(flight.rows) == 0:
+        if len(flight.rows) == len(numbers):
             del self._flying[flight.number]
+        else:
+            flight.rows = flight.rows[~np.isin(flight.rows, numbers)]
         group = flight.group
         results = group.results[numbers]
         results["code"] = codes
@@ -681,11 +687,11 @@ def journaled(rows: Array, results: Array) -> npt.NDArray[np.bool_] | None:
     A row that changed nothing (a repeat, a stateless refusal) is left out, unless another row of its chain did: then
     the chain is kept whole, so that replay sees the same chain.
     """
-    idle = (results["code"] >= FIRST_STATELESS) | ((results["flags"] & ResultFlag.REPLAYED) != 0)
+    idle = (results["code"] >= _FIRST_STATELESS) | ((results["flags"] & _REPLAYED) != 0)
     if not idle.any():
         return None
     keep: npt.NDArray[np.bool_] = ~idle
-    linked = (rows["flags"] & Flag.LINKED) != 0
+    linked = (rows["flags"] & _LINKED) != 0
     if linked.any() and keep.any():
         starts = np.flatnonzero(np.concatenate(([True], ~linked[:-1])))
         whole = np.maximum.reduceat(keep, starts)

@@ -34,7 +34,11 @@ _WINDOW_FULL: Final = 3  # when they are large
 _TICK_S: Final = 0.02
 _STALL_S: Final = 0.5
 _BACKOFF_S: Final = (0.01, 0.5)
-_INTERNAL: Final = (Kind.EXPIRE, Kind.CREDIT_LEG, Kind.SETTLE, Kind.REVERT)
+# Plain integers on the hot path: on Python 3.11 an enum's member is looked up by a function.
+_INTERNAL: Final = tuple(map(int, (Kind.EXPIRE, Kind.CREDIT_LEG, Kind.SETTLE, Kind.REVERT)))
+_DEPOSIT: Final = int(Kind.DEPOSIT)
+_LINKED: Final = int(Flag.LINKED)
+_IN_FLIGHT: Final = int(Code.IN_FLIGHT)
 
 
 class ShardUnavailable(Exception):  # noqa: N818
@@ -283,7 +287,7 @@ class _Lane:
 
     def _answered(self, request: int, batch: _Batch, answer: frames.Answer) -> None:
         rows, positions = answer.rows, answer.positions
-        open_rows = rows["code"] == Code.IN_FLIGHT if batch.channel is self.events else None
+        open_rows = rows["code"] == _IN_FLIGHT if batch.channel is self.events else None
         if open_rows is None or not open_rows.any():
             del self.sent[request]
             for part in batch.parts:
@@ -294,6 +298,8 @@ class _Lane:
         for part in batch.parts:
             end = part.start + part.count
             part.pending = int(np.count_nonzero(open_rows[part.start : end]))
+            if part.pending == part.count:
+                continue
             if part.pending:
                 part.call.part_later(part, rows[part.start : end])
             else:
@@ -531,9 +537,9 @@ class ShardClient:
         if kind in _INTERNAL:
             raise ValueError("an internal kind of event")
         call = self._call(deadline, 1, RESULT)
-        account = credit if kind == Kind.DEPOSIT else debit
+        account = credit if kind == _DEPOSIT else debit
         lane = self._lanes[(account % SLOTS) % self.partitions]
-        if flags & Flag.LINKED:
+        if flags & _LINKED:
             _refuse(call, Code.NOT_LINKABLE)
         elif lane.events.rows >= self._queue_rows_max:
             _refuse(call, Code.OVERLOADED)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.recovery import Windows
-from cluster.data import DataDirectory, Secrets
+from cluster.data import DataDirectory, Secrets, write_private
 from cluster.settings import Settings
 
 
@@ -44,6 +44,12 @@ class Plan:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields |= {"settings": self.settings.model_dump(mode="json"), "secrets": dataclasses.asdict(self.secrets)}
         return json.dumps(fields)
+
+    def save(self) -> Path:
+        """Write it where only its owner may read it: what is handed to Serve can be seen in its dashboard."""
+        path = self.data.run / "plan.json"
+        write_private(path, self.as_json())
+        return path
 
     @classmethod
     def from_json(cls, text: str) -> Plan:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import os
 from functools import partial
 from importlib.metadata import version
@@ -67,8 +69,8 @@ def token_verifier(plan: Plan) -> TokenVerifier:
 
 
 async def payments_application(config: dict[str, Any]) -> Application:
-    """The factory that a replica calls on its own loop. `config`: the plan as JSON."""
-    plan = Plan.from_json(config["plan"])
+    """The factory that a replica calls on its own loop. `config`: where the plan lies."""
+    plan = Plan.from_json(await asyncio.to_thread(Path(config["plan"]).read_text))
     settings = plan.settings
     pool = await asyncpg.create_pool(plan.dsn, min_size=1, max_size=_REPLICA_CONNECTIONS)
     client = ShardClient(shard_transport(plan), plan.partitions)
@@ -101,7 +103,8 @@ def payments_spec(plan: Plan) -> Spec:
     return Spec(
         name="payments",
         factory=payments_application,
-        config={"plan": plan.as_json()},
+        # The digest makes another plan another deployment, so that replicas are rolled over to it.
+        config={"plan": str(plan.save()), "digest": hashlib.sha256(plan.as_json().encode()).hexdigest()},
         port=plan.application_port if settings.ingress is Ingress.LISTENER else 0,
         version=version("razao"),
         replicas_min=settings.replicas_min,
