@@ -11,7 +11,6 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
@@ -19,14 +18,14 @@ import asyncpg
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
-from actors.shard_client import ShardClient, ShardStats, ShardUnavailable
+from actors.shard_client import ShardStats, ShardUnavailable
 from deployments.auth.middleware import AuthenticationMiddleware, BearerBackend, GatewayMiddleware
-from deployments.auth.tokens import TokenVerifier
 from deployments.edge import Edge
 from deployments.openapi import Operation, docs_page, document
-from deployments.payments_call import Actors, Answer, Call, json_answer
+from deployments.payments_call import Answer, Call, json_answer
 from deployments.payments_routes import INTRODUCTION, api_operations
 from deployments.payments_schema import Health, ShardHealth
+from deployments.payments_services import Services
 from deployments.problems import (
     BY_NAME,
     METHOD_NOT_ALLOWED,
@@ -38,8 +37,8 @@ from deployments.problems import (
     problems_page,
     prose,
 )
-from storage.query_store import QueryStore
-from storage.registry import Registry
+
+__all__ = ["Services", "create_app"]
 
 log = logging.getLogger(__name__)
 
@@ -53,30 +52,6 @@ _PAGE_HEADERS: Final = [
 _HEALTH_TTL_S: Final = 0.5
 _HEALTH_TIMEOUT_S: Final = 1.0
 _DRIVER_ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
-
-
-@dataclass(slots=True)
-class Services:
-    """What the application stands on, and its settings. Made and closed by whoever wires it."""
-
-    client: ShardClient
-    store: QueryStore
-    registry: Registry
-    verifier: TokenVerifier
-    ledger_key: bytes
-    gateway_secret: str | None = None
-    batch_bytes_max: int = 128 << 20
-    deadline_s: float = 10.0
-    limit_raise_delay_s: int = 86_400
-    hold_default_s: int = 7 * 86_400
-    hold_max_s: int = 30 * 86_400
-    repeated_tax_ids: bool = False
-    actors: Actors = field(init=False)
-    batch_bytes: int = field(init=False, default=0)  # bodies of batches at work
-
-    def __post_init__(self) -> None:
-        """Remember owner hashes."""
-        self.actors = Actors(self.ledger_key)
 
 
 def create_app(services: Services) -> Edge:

@@ -39,10 +39,9 @@ from storage import ids
 from storage.events import AMOUNT_MAX, FIRST_ACCOUNT
 from storage.ids import Id
 from storage.query_store import NotYetProjected
-from storage.registry import owner_hash
 
 if TYPE_CHECKING:
-    from deployments.payments import Services
+    from deployments.payments_services import Services
 
 T = TypeVar("T")
 Header = tuple[bytes, bytes]
@@ -60,7 +59,6 @@ _POSITION: Final = re.compile(r"[0-9]{1,4}:[0-9]{1,18}(?:,[0-9]{1,4}:[0-9]{1,18}
 _INSTANT: Final = re.compile(
     r"(\d{4}-\d{2}-\d{2}[Tt]\d{2}:\d{2}:\d{2})(?:\.(\d{1,9}))?([Zz]|[+\- ]\d{2}:\d{2})", re.ASCII
 )
-_SUBJECTS_MAX: Final = 65_536
 _NS: Final = 1_000_000_000
 _MASK64: Final = 2**64 - 1
 _SPAN_MIX: Final = 0x9E3779B97F4A7C15
@@ -72,23 +70,6 @@ class Answer(NamedTuple):
     status: int
     body: bytes
     headers: list[Header]
-
-
-class Actors:
-    """Owner hashes by subject, remembered."""
-
-    def __init__(self, ledger_key: bytes) -> None:
-        self._key = ledger_key
-        self._known: dict[str, int] = {}
-
-    def of(self, subject: str) -> int:
-        """The hash that stands for a subject in the journal."""
-        known = self._known.get(subject)
-        if known is None:
-            if len(self._known) >= _SUBJECTS_MAX:
-                self._known.clear()
-            known = self._known[subject] = owner_hash(self._key, subject)
-        return known
 
 
 class Call:

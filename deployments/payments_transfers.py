@@ -59,7 +59,7 @@ from storage.ids import Id
 from storage.query_store import NotYetProjected, Status
 
 if TYPE_CHECKING:
-    from deployments.payments import Services
+    from deployments.payments_services import Services
 
 _NS: Final = 1_000_000_000
 _EVENT: Final = struct.Struct("<6Q4q2Q4H")
