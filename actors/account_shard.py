@@ -20,7 +20,7 @@ import ray
 from ray.actor import ActorHandle
 
 from actors import shard_server
-from actors.directory import NAMESPACE, locate_by, start_directory
+from actors.directory import NAME, NAMESPACE, locate_by
 from actors.failpoints import failpoints
 from actors.frames import FrameType
 from actors.ledger import Capacity
@@ -100,7 +100,7 @@ class AccountShard:
 
     async def exchange(self, data: bytes, epoch: int, whole: bool) -> bytes:
         """One frame in, one frame out (`actors/ray_calls.py`), by a client that knows this shard as `epoch`."""
-        if not self._shard.serving or epoch != self._shard.epoch:
+        if self._stopping or not self._shard.serving or epoch != self._shard.epoch:
             raise ConnectionError(f"{self._name} serves epoch {self._shard.epoch}, not {epoch}")
         return await shard_server.exchange(self._shard, self._identity, data, whole=whole)
 
@@ -128,7 +128,7 @@ class AccountShard:
         while not self._stopping:
             try:
                 if directory is None:
-                    directory = await asyncio.to_thread(start_directory)
+                    directory = await asyncio.to_thread(ray.get_actor, NAME, NAMESPACE)
                 told = directory.register.remote(
                     self._config.partition, self._config.host, self._port, os.getpid(), self._shard.epoch
                 )

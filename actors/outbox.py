@@ -21,6 +21,14 @@ from storage.events import EVENT, FIRST_STATELESS, SLOTS, Code, Kind
 
 _LOG: Final = logging.getLogger(__name__)
 _AGAIN_S: Final = 0.25
+# Plain integers on the hot path: on Python 3.11 an enum's member is looked up by a function.
+_OK: Final = int(Code.OK)
+_IN_FLIGHT: Final = int(Code.IN_FLIGHT)
+_FIRST_STATELESS: Final = int(FIRST_STATELESS)
+_ID_CONFLICT: Final = int(Code.ID_CONFLICT)
+_LEG_EXPIRED: Final = int(Code.LEG_EXPIRED)
+_SETTLE: Final = int(Kind.SETTLE)
+_REVERT: Final = int(Kind.REVERT)
 
 
 class Peers(Protocol):
@@ -100,10 +108,10 @@ class Outbox:
         positions: dict[int, int],
     ) -> None:
         codes = results["code"]
-        settled = codes == Code.OK
-        refused = ((codes > Code.IN_FLIGHT) & (codes < FIRST_STATELESS)) | (codes == Code.ID_CONFLICT)
+        settled = codes == _OK
+        refused = ((codes > _IN_FLIGHT) & (codes < _FIRST_STATELESS)) | (codes == _ID_CONFLICT)
         decided = settled | refused
-        expired = codes == Code.LEG_EXPIRED
+        expired = codes == _LEG_EXPIRED
         # Anything else (the payee's book is full, say) is no decision: the payee's shard does not remember it.
         undecided = ~(decided | expired)
         if undecided.any():
@@ -145,6 +153,6 @@ def _outcomes(legs: Array, codes: Array) -> Array:
     """Settles and reverts for legs that were decided."""
     rows = np.zeros(len(legs), EVENT)
     rows["id_hi"], rows["id_lo"] = legs["id_hi"], legs["id_lo"]
-    rows["kind"] = np.where(codes == Code.OK, Kind.SETTLE, Kind.REVERT)
+    rows["kind"] = np.where(codes == _OK, _SETTLE, _REVERT)
     rows["reason"] = codes  # OK = 0 on settle
     return rows

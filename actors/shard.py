@@ -31,7 +31,7 @@ from actors.ledger import Book
 from actors.outbox import Outbox, Peers
 from actors.recovery import Recovery
 from storage import record
-from storage.events import BALANCE, EVENT, FIRST_STATELESS, RESULT, SLOTS, Code, Flag, Kind, ResultFlag
+from storage.events import ACCOUNT, BALANCE, EVENT, FIRST_STATELESS, RESULT, SLOTS, Code, Flag, Kind, ResultFlag
 from storage.journal import Writer
 
 _LOG: Final = logging.getLogger(__name__)
@@ -338,11 +338,14 @@ class Shard:
     # What comes in.
 
     def apply(self, rows: Array, notes: Notes | None, replies: Replies, request: int) -> None:
-        """Queue clients' events, or answer OVERLOADED."""
+        """Queue clients' events, or answer OVERLOADED. A shard that stops is silent: its streams end, and the client
+        sends the same ids to the next one."""
+        if self._stopping:
+            return
         work = _Work(rows, notes, replies, request)
         size = rows.nbytes + work.note_bytes
         full = self._client_rows + work.count > self.limits.queue_rows
-        if full or self._client_bytes + size > self.limits.queue_bytes or self._stopping:
+        if full or self._client_bytes + size > self.limits.queue_bytes:
             replies.answered(request, _refusals(work.count, Code.OVERLOADED), {})
             return
         if self._outbox is not None and int(self._outbox.rows.max()) > self.limits.outbox_rows:
@@ -360,8 +363,13 @@ class Shard:
         self._queued(len(rows))
 
     def read(self, ids: Array, actors: Array, replies: Replies, request: int) -> None:
-        """Queue a read, in order with the events. Over the bound it is dropped: the caller's deadline ends it."""
-        if self._client_rows + len(ids) > 2 * self.limits.queue_rows or self._stopping:
+        """Queue a read, in order with the events, or answer OVERLOADED for each account."""
+        if self._stopping:
+            return
+        if len(ids) and self._client_rows + len(ids) > 2 * self.limits.queue_rows:
+            states = np.zeros(len(ids), ACCOUNT)
+            states["id"], states["code"] = ids, Code.OVERLOADED
+            replies.states(request, states, {})
             return
         self._client_rows += len(ids)
         self._clients.append(_Read(ids, actors, replies, request))

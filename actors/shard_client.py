@@ -465,7 +465,7 @@ class ShardClient:
         """The accounts `ids`: (n,) u64, read on behalf of `actors`: (n,) u64 (0 = may read all).
 
         Raises:
-            ShardUnavailable: a shard did not answer before the deadline.
+            ShardUnavailable: a shard did not answer before the deadline, or has too much to do.
         """
         pairs = np.empty((len(ids), 2), np.uint64)
         pairs[:, 0], pairs[:, 1] = ids, actors
@@ -478,7 +478,10 @@ class ShardClient:
                 some = places[start : start + frames.ROWS_MAX]
                 parts.append((partition, _Part(call, pairs[some].tobytes(), len(some), None, some)))
         self._put(call, parts, "reads")
-        return States(*await call.future)
+        found = States(*await call.future)
+        if (found.states["code"] == Code.OVERLOADED).any():
+            raise ShardUnavailable("a shard has too much to do")
+        return found
 
     async def heads(self, deadline: float) -> dict[int, int]:
         """Per partition the offset that its next record will get, after everything received before is durable.

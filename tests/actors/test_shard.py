@@ -281,6 +281,23 @@ async def test_a_full_queue_answers_overloaded_and_goes_on(one: Ledger) -> None:
         await client.close()
 
 
+async def test_reads_over_the_bound_are_refused_and_later_ones_answered(one: Ledger) -> None:
+    gated = GatedJournal(one.journal)
+    await one.start(0, journal=gated, limits=ShardLimits(queue_rows=8))
+    await one.fund(A, B)
+    gated.gate.clear()
+    gated.waiting.clear()
+    write = asyncio.ensure_future(one.apply(event(Kind.TRANSFER, A, B, 1)))
+    await gated.waiting.wait()
+    many, anyone = np.full(20, A, np.uint64), np.zeros(20, np.uint64)
+    for _ in range(3):
+        with pytest.raises(ShardUnavailable, match="too much"):
+            await one.client.read(many, anyone, time.monotonic() + 10)
+    gated.gate.set()
+    await write
+    assert await one.available(A) == 999
+
+
 async def test_holds_expire_by_the_clock_also_after_a_restart(one: Ledger) -> None:
     running = await one.start(0)
     await one.fund(A, B)
