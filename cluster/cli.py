@@ -84,6 +84,17 @@ def down(data: Data = None) -> None:
 
 
 @app.command()
+def redeploy(data: Data = None) -> None:
+    """Roll a running engine's replicas over to the settings, and the code, of now, without losing a request."""
+    from cluster.redeploy import redeploy as run
+
+    try:
+        run(_settings(data=data), say=lambda line: out.print(line, markup=False))
+    except EngineError as error:
+        fail(str(error), 1)
+
+
+@app.command()
 def status(data: Data = None, as_json: Json = False) -> None:
     """Show whether the engine serves, its shards, its projection and its processes; exit 3 when it does not serve."""
     from cluster.status import collect

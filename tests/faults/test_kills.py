@@ -171,6 +171,18 @@ async def test_a_shard_killed_in_the_middle_of_a_cross_shard_transfer_finishes_i
     engine.verify()
 
 
+async def test_a_rolling_update_under_load_loses_no_request(engine: Engine) -> None:
+    async with under_load(engine, SEED + 8) as load:
+        old = role(engine, "replica")()
+        assert old
+        engine.environment["RAZAO_HOLD_DEFAULT_S"] = "86400"
+        done = await asyncio.to_thread(engine.razao, "redeploy")
+        assert "every replica serves" in done.stdout
+        await replaced(role(engine, "replica"), old)
+    assert set(load.statuses) <= {201, 422}, load.statuses
+    engine.verify()
+
+
 async def test_an_engine_killed_whole_starts_again_with_every_acknowledged_centavo(engine: Engine) -> None:
     load = Load(engine.url, engine.token(), SEED + 7)
     await load.open_accounts(12)

@@ -1,0 +1,46 @@
+"""`razao redeploy`: roll a running engine's replicas over to new settings or new code, one after the other.
+
+Each new replica serves before an old one leaves, and one that leaves finishes what it has: no request is lost. Shards
+go on; what they are told is fixed until the engine is started again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+from cluster.data import DataDirectory, EngineError
+from cluster.plan import Plan
+from cluster.ray_node import RayNode
+from cluster.settings import Settings
+
+
+def redeploy(settings: Settings, *, say: Callable[[str], None]) -> None:
+    """Deploy again on the engine in `settings.data`, with these settings.
+
+    Raises:
+        EngineError: no engine runs there, or deploying failed.
+    """
+    data = DataDirectory(settings.data)
+    if data.holder() is None or data.running() is None:
+        raise EngineError(f"no engine runs on {data.root}; start one with `razao up`")
+    try:
+        current = Plan.from_json((data.run / "plan.json").read_text())
+    except FileNotFoundError:
+        raise EngineError("the engine has not come as far as its replicas; see `razao status`") from None
+    fixed = {name: getattr(current.settings, name) for name in ("ingress", "transport", "journal")}
+    plan = dataclasses.replace(current, settings=settings.model_copy(update=fixed))
+    done = subprocess.run(
+        [sys.executable, "-m", "cluster.deploy"],
+        input=plan.as_json(),
+        env={**os.environ, **RayNode(data.ray).environment()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise EngineError(f"deploying failed: {done.stderr.strip()[-4000:]}")
+    say("every replica serves with the settings of now")
