@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import os
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable
 
@@ -23,10 +24,11 @@ from cluster.gateway import Application, Gateway, GatewayConfig, GatewayError
 from cluster.plan import Plan
 from cluster.postgres import PostgresError, PostgresServer
 from cluster.ray_node import RayNode, RayNodeError
-from cluster.settings import Settings
+from cluster.settings import Ingress, Settings
 from cluster.shard_watch import ShardWatch
 from cluster.stores import prepare_stores
 from deployments.auth.keys import ensure_keys
+from deployments.listener import shared_socket
 
 _WATCH_S = 0.25
 _READY_S = 120.0
@@ -45,6 +47,7 @@ class Supervisor:
         self._postgres: PostgresServer | None = None
         self._ray: RayNode | None = None
         self._gateway: Gateway | None = None
+        self._application_socket: socket.socket | None = None
         self._deployer: asyncio.subprocess.Process | None = None
 
     async def run(self, on_ready: Callable[[], None] | None = None) -> None:
@@ -83,7 +86,7 @@ class Supervisor:
     async def _start_and_watch(self, secrets: Secrets, on_ready: Callable[[], None] | None) -> None:
         settings = self._settings
         port, tls_port = self._choose_ports()
-        postgres_port, application_port = processes.free_ports(2)
+        postgres_port, application_port = processes.free_ports(1)[0], self._hold_application_port()
         os.environ[processes.MARK] = secrets.engine  # inherited by whatever is started from here on
 
         ensure_keys(self.data.keys)
@@ -116,6 +119,13 @@ class Supervisor:
             group.create_task(ShardWatch(self.data, settings.shard_stall_s, say=self._say).run())
             if on_ready is not None:
                 await asyncio.to_thread(on_ready)
+
+    def _hold_application_port(self) -> int:
+        """The port that replicas share. Bound here and not listened on, nobody else can take it while none is up."""
+        if self._settings.ingress is Ingress.SERVE:
+            return processes.free_ports(1)[0]
+        self._application_socket = shared_socket("127.0.0.1", 0)
+        return int(self._application_socket.getsockname()[1])
 
     def _node(self) -> RayNode:
         settings = self._settings
@@ -266,6 +276,8 @@ class Supervisor:
         for part in (self._gateway, self._ray, self._postgres):
             if part is not None:
                 await asyncio.to_thread(part.stop)
+        if self._application_socket is not None:
+            self._application_socket.close()
         await asyncio.to_thread(processes.end_all, secrets.engine)
         self.data.retract()
         self._say("stopped")

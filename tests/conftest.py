@@ -16,6 +16,7 @@ import asyncpg
 import pytest
 
 from cluster.postgres import PostgresServer
+from cluster.ray_node import RayNode
 
 _numbers: Final = itertools.count()
 
@@ -68,3 +69,16 @@ async def _execute(dsn: str, statement: str) -> None:
         await connection.execute(statement)
     finally:
         await connection.close()
+
+
+@pytest.fixture(scope="module")
+def ray_node() -> Iterator[RayNode]:
+    """A Ray node of the module's own, which this process has joined."""
+    node = RayNode(Path(tempfile.mkdtemp(prefix="rz-")), cpus=2)
+    try:
+        node.start()
+        node.join()
+        yield node
+    finally:
+        node.leave()
+        node.remove()

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import tempfile
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,18 +24,6 @@ from tests.actors.test_projection import KEY, Log, as_the_history_says, journal,
 __all__ = ["journal", "log", "store"]
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-
-@pytest.fixture(scope="module")
-def node() -> Iterator[RayNode]:
-    node = RayNode(Path(tempfile.mkdtemp(prefix="rz-")), cpus=2)
-    try:
-        node.start()
-        node.join()
-        yield node
-    finally:
-        node.leave()
-        node.remove()
 
 
 async def make(dsn: str, directory: Path) -> Projection:
@@ -63,7 +49,7 @@ async def asked(projector: Any) -> dict[str, Any]:
 
 
 async def test_it_comes_back_when_killed_and_says_what_is_wrong_with_a_journal(
-    node: RayNode, database: str, journal: PostgresJournal, log: Log, store: QueryStore, tmp_path: Path
+    ray_node: RayNode, database: str, journal: PostgresJournal, log: Log, store: QueryStore, tmp_path: Path
 ) -> None:
     import ray
 

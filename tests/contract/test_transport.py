@@ -8,26 +8,23 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import shutil
 import signal
-import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import asyncpg
 import numpy as np
 import pytest
-import ray
 
 from actors.account_shard import ShardConfig, start_shard
-from actors.directory import NAMESPACE, locate_by, start_directory
+from actors.directory import locate_by, start_directory
 from actors.ray_calls import RayTransport
 from actors.shard_client import Outcome, ShardClient, ShardUnavailable
 from actors.transport import TcpTransport
 from cluster.postgres import PostgresServer
+from cluster.ray_node import RayNode
 from storage.events import EVENT, Code, Kind, ResultFlag
 from storage.journal.postgres import PostgresJournal
 from tests.actors.shard_harness import CAPACITY, CHAIN_KEY, SECRET, Ledger, account, event, linked, opening
@@ -87,43 +84,28 @@ class UnderRay(Way):
         os.kill(stats[partition].pid, signal.SIGKILL)
 
 
-@pytest.fixture(scope="session")
-def cluster(postgres_server: PostgresServer) -> Iterator[None]:
-    """A small Ray of our own with a directory and two shards."""
-    directory = tempfile.mkdtemp(prefix="rz-ray-")
-    os.environ.pop("RAY_ADDRESS", None)
+@pytest.fixture(scope="module")
+def cluster(ray_node: RayNode, postgres_server: PostgresServer) -> None:
+    """A directory and two shards on a Ray of our own."""
     dsn = postgres_server.dsn_of("under_ray")
     with ThreadPoolExecutor(max_workers=1) as thread:
         thread.submit(lambda: asyncio.run(_new_ledger(postgres_server.dsn, dsn))).result()
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        namespace=NAMESPACE,
-        log_to_driver=False,
-        configure_logging=False,
-        _temp_dir=directory,
-        object_store_memory=100 << 20,
-        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[2])}},
-    )
-    try:
-        actors = [start_directory()]
-        for partition in range(PARTITIONS):
-            config = ShardConfig(
-                partition=partition,
-                partitions=PARTITIONS,
-                journal=partial(PostgresJournal, dsn),
-                snapshots=lambda: None,
-                secret=SECRET,
-                chain_key=CHAIN_KEY,
-                capacity=CAPACITY,
-            )
-            actors.append(start_shard(config))
-        yield
-        for handle in actors:
-            ray.kill(handle)
-    finally:
-        ray.shutdown()
-        shutil.rmtree(directory, ignore_errors=True)
+    start_directory()
+    for partition in range(PARTITIONS):
+        config = ShardConfig(
+            partition=partition,
+            partitions=PARTITIONS,
+            journal=partial(PostgresJournal, dsn),
+            snapshots=no_snapshots,
+            secret=SECRET,
+            chain_key=CHAIN_KEY,
+            capacity=CAPACITY,
+        )
+        start_shard(config)
+
+
+def no_snapshots() -> None:
+    """Recover from the journal alone."""
 
 
 async def _new_ledger(server: str, dsn: str) -> None:
