@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import socket
@@ -121,6 +122,8 @@ class AccountShard:
 
     async def _serve(self) -> None:
         await self._shard.start()
+        gc.collect()
+        gc.freeze()  # a collection that walks through every module would be a pause that clients notice
         self._port = await self._server.start(self._config.host, self._config.port)
         self._ready.set()
         _LOG.info("%s serves epoch %d on %s:%d", self._name, self._shard.epoch, self._config.host, self._port)
