@@ -183,7 +183,7 @@ _MINUTE_NS: Final = 60 * 10**9
 _DAY_MINUTES: Final = 1440
 _NOON: Final = 720
 _DEFAULT_WINDOW: Final = 1200 << 16 | 360
-"""20:00 to 06:00, the Central Bank's night (domain.md, 3)."""
+"""20:00 to 06:00, the Central Bank's night (Pix limits for natural persons)."""
 _CLOCKS_NS: Final = 3600 * 10**9
 """Clocks of two shards differ by less than this."""
 _ANY: Final = np.uint64(0)

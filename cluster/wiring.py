@@ -33,6 +33,8 @@ from storage.snapshots import SnapshotStore
 _REPLICA_CONNECTIONS: Final = 8
 _PROJECTOR_CONNECTIONS: Final = 4
 _PROJECTOR_NICENESS: Final = 5
+_SNAPSHOTS_KEPT: Final = 3
+"""After a crash of the database the query store may stand behind the newest one, which is then of no use to it."""
 _PROJECTOR_POLL_S: Final = (0.02, 0.1)
 """Looking every 5 ms cost more than twice the CPU a transfer, in transactions of a few rows each."""
 
@@ -44,7 +46,7 @@ def shard_config(plan: Plan, partition: int) -> ShardConfig:
         partition=partition,
         partitions=plan.partitions,
         journal=partial(PostgresJournal, plan.dsn),
-        snapshots=partial(SnapshotStore, settings.snapshot_location, plan.ledger_key),
+        snapshots=partial(SnapshotStore, settings.snapshot_location, plan.ledger_key, keep=_SNAPSHOTS_KEPT),
         secret=bytes.fromhex(plan.secrets.shard_secret),
         chain_key=plan.ledger_key,
         failpoints=settings.failpoints,
@@ -127,7 +129,7 @@ async def _projection(plan: Plan) -> Projection:
     return Projection(
         PostgresJournal(plan.dsn),
         QueryStore(pool),
-        SnapshotStore(settings.snapshot_location, plan.ledger_key),
+        SnapshotStore(settings.snapshot_location, plan.ledger_key, keep=_SNAPSHOTS_KEPT),
         chain_key=plan.ledger_key,
         windows=plan.windows,
         limits=Limits(

@@ -1,7 +1,7 @@
 """The HTTP listener that a Serve replica opens for itself.
 
-Serve's own path from socket to replica costs more than the request (design, section 1). So each replica runs uvicorn
-as a task on its own loop, and all replicas of an application on a node bind the application's one port with
+Serve's own path from socket to replica costs more than the request (ARCHITECTURE.md has figures). So each replica runs
+uvicorn as a task on its own loop, and all replicas of an application on a node bind the application's one port with
 SO_REUSEPORT: the kernel spreads the connections, and a replica that comes or goes changes nobody's configuration.
 
 A replica must be able to leave without losing a request, which uvicorn's own shutdown does not promise: it resets what

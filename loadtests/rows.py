@@ -24,7 +24,7 @@ _RELATIONS: Final[dict[str, Callable[[float, float], bool]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A bound of design §11: on the figure itself, or on its ratio to the peer's."""
+    """A goal (ARCHITECTURE.md, figures): on the figure itself, or on its ratio to the peer's."""
 
     relation: str  # ≥ > ≤ <
     bound: float

@@ -68,7 +68,7 @@ EVENT: Final = np.dtype(
     [
         ("id_hi", np.uint64),  # 128-bit id: UUIDv7, or UUIDv8 when derived from an idempotency key
         ("id_lo", np.uint64),
-        ("ref_hi", np.uint64),  # post, void, expire: the hold; refund: the original; settle, revert: unused
+        ("ref_hi", np.uint64),  # post, void, expire: the hold; refund: the original; leg of a post: the hold
         ("ref_lo", np.uint64),
         ("debit", np.uint64),  # account id; also the one account of open, close, freeze, unfreeze, set limits
         ("credit", np.uint64),  # account id
@@ -81,7 +81,7 @@ EVENT: Final = np.dtype(
         ("check", np.uint64),  # digest of content that no column shows (description, metadata, ...); 0 = none
         ("kind", np.uint16),  # Kind
         ("flags", np.uint16),  # Flag
-        ("reason", np.uint16),  # revert: the payee's refusal (Code)
+        ("reason", np.uint16),  # revert: the payee's refusal (Code); credit leg: the payment's Kind
         ("spare", np.uint16),
     ]
 )
