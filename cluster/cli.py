@@ -65,7 +65,7 @@ def up(
         fail("the Kafka journal is not part of this version; use --journal postgres")
     try:
         supervisor = Supervisor(settings, say=lambda line: out.print(line, markup=False))
-        asyncio.run(supervisor.run(on_ready=(lambda: _run_demo(supervisor.data)) if demo else None))
+        asyncio.run(supervisor.run(on_ready=(lambda: _show_demo(supervisor.data)) if demo else None))
     except EngineError as error:
         fail(str(error), 1)
     except KeyboardInterrupt:
@@ -206,6 +206,14 @@ def _run_demo(directory: DataDirectory) -> None:
             Demo(client, lambda line: out.print(line, markup=False)).run()
         except httpx.HTTPError as error:
             raise EngineError(f"{running.url} does not answer: {error}") from error
+
+
+def _show_demo(directory: DataDirectory) -> None:
+    """The demo of an engine that goes on whatever becomes of it."""
+    try:
+        _run_demo(directory)
+    except EngineError as error:
+        err.print(f"[red]the demo stopped:[/] {error}", markup=True)
 
 
 @app.command()

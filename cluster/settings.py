@@ -41,7 +41,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="RAZAO_", extra="ignore", validate_assignment=True)
 
-    data: Path = Field(Path("./var"), description="Directory of this engine: journal, snapshots, keys, logs.")
+    data: Path = Field(
+        Path("./var"), validate_default=True, description="Directory of this engine: journal, snapshots, keys, logs."
+    )
     host: str = Field("127.0.0.1", description="Address that the gateway listens on.")
     port: int = Field(8000, ge=0, le=65535, description="HTTP port of the gateway; 0 picks a free one.")
     tls_port: int = Field(8443, ge=0, le=65535, description="HTTPS port of the gateway; 0 means no HTTPS.")
@@ -78,6 +80,17 @@ class Settings(BaseSettings):
     snapshot_every_s: float = Field(60.0, gt=0, description="Seconds between snapshots when records have come.")
     failpoints: Path | None = Field(None, description="Directory of fail points, for fault tests only.")
 
+    @field_validator("data", "tls_certificate", "failpoints")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        """Actors and replicas read these settings in other working directories."""
+        return None if value is None else value.absolute()
+
+    @field_validator("snapshots", "jwks")
+    @classmethod
+    def _absolute_unless_uri(cls, value: str | None) -> str | None:
+        return value if value is None or "://" in value else str(Path(value).absolute())
+
     @field_validator("shards")
     @classmethod
     def _power_of_two(cls, value: int) -> int:
@@ -88,4 +101,4 @@ class Settings(BaseSettings):
     @property
     def snapshot_location(self) -> str:
         """Where snapshots go."""
-        return self.snapshots or str(self.data.absolute() / "snapshots")
+        return self.snapshots or str(self.data / "snapshots")

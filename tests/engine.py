@@ -50,11 +50,14 @@ class Engine:
             from cluster.processes import free_ports
 
             tls_port = str(free_ports(1)[0])
-        command = [RAZAO, "up", "--data", str(self.data), "--port", "0", "--tls-port", tls_port]
+        # By a relative path, as most people do: parts of the engine run in other working directories.
+        command = [RAZAO, "up", "--data", self.data.name, "--port", "0", "--tls-port", tls_port]
         command += ["--shards", str(self.shards), *arguments]
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("w") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=self.environment)
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env=self.environment, cwd=self.data.parent
+            )
         self._await_line(re.compile(r"razao ready on (http://\S+)"))
         return self
 
