@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -214,12 +215,13 @@ async def test_a_crash_between_any_two_steps_loses_nothing_and_doubles_nothing(
                     await asyncio.sleep(0)  # one step of the loop
                 done = work.done()
                 work.cancel()
-                await asyncio.gather(work, return_exceptions=True)
                 crashes += not done
+                with contextlib.suppress(asyncio.CancelledError):
+                    await work
         except Overtaken:
             # A commit that the crash before left behind came through just now.
-            continue
-    assert crashes > 2
+            done = False
+    assert crashes, "how many there are depends on the machine, but none would prove nothing"
     assert await content(store) == wanted
 
 
