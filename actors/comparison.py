@@ -54,6 +54,12 @@ _TOLD_MAX: Final = 20
 """Differences of one sort that are told one by one."""
 
 
+def account_ids(book: Book) -> Rows:
+    """(n,) u64: every customer's account of `book`, without settlement and transit."""
+    found: Rows = book.accounts["id"][2 : int(book.meta[ACCOUNTS + TOP])].copy()
+    return found
+
+
 async def compare(store: QueryStore, book: Book, partition: int, offset: int) -> list[str]:
     """What differs between the query store and `book`, a replay of the partition's records before `offset`; in words.
 
@@ -68,7 +74,7 @@ async def compare(store: QueryStore, book: Book, partition: int, offset: int) ->
         changed = await copy_format.fetch(connection, _STATUS, _STATUS_SQL, partition, offset)
         transfers = {row["kind"]: row for row in await connection.fetch(_TOTALS_SQL, partition, offset)}
         entries = {row["kind"]: row for row in await connection.fetch(_MOVED_SQL, partition, offset)}
-    ids = book.accounts["id"][2 : int(book.meta[ACCOUNTS + TOP])].astype(np.int64)
+    ids = account_ids(book).astype(np.int64)
     states = ledger.read_accounts(book, ids.astype(np.uint64), np.zeros(len(ids), np.uint64), 0)
     found = _broken(last) + _statuses(ids, states, changed) + _balances(ids, states, last[last["newest"] == 1])
     found += _moved(transfers, entries)

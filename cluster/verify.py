@@ -18,8 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from actors import ledger
-from actors.book import ACCOUNTS, TOP
-from actors.comparison import compare
+from actors.comparison import account_ids, compare
 from actors.recovery import Windows
 from actors.shard_client import ShardUnavailable
 from cluster.data import DataDirectory, EngineError
@@ -309,7 +308,7 @@ async def _check_live(data: DataDirectory, replays: list[_Replay], report: Repor
     compared = 0
     async with shard_client(data) as client:
         for replay in replays:
-            ids = replay.book.accounts["id"][2 : int(replay.book.meta[ACCOUNTS + TOP])].copy()
+            ids = account_ids(replay.book)
             for start in range(0, len(ids), _READ_ROWS):
                 some = ids[start : start + _READ_ROWS]
                 try:

@@ -206,7 +206,9 @@ async def test_a_crash_between_any_two_steps_loses_nothing_and_doubles_nothing(
     chance = random.Random(seed)
     crashes = 0
     done = False
-    while not done:
+    while not done or crashes <= 2:
+        if done:  # a slow machine gets further between two steps: begin again until enough was cut short
+            await store.reset()
         limits = {"chunk_rows": chance.choice([1, 7, 60]), "snapshot_records": chance.choice([3, 20])}
         try:
             async with projecting(journal, store, snapshots, **limits) as projection:
@@ -221,7 +223,7 @@ async def test_a_crash_between_any_two_steps_loses_nothing_and_doubles_nothing(
         except Overtaken:
             # A commit that the crash before left behind came through just now.
             done = False
-    assert crashes, "how many there are depends on the machine, but none would prove nothing"
+    assert crashes > 2
     assert await content(store) == wanted
 
 
