@@ -43,7 +43,7 @@ bench: setup ## Measure everything in one run; see loadtests/bench.py --help for
 	@$(BIN)/python -m loadtests.bench
 
 lock: ## Pin the newest versions that pyproject.toml allows
-	@$(PIP) install uv && $(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+	@$(PIP) install uv && $(BIN)/uv pip compile pyproject.toml --extra dev --extra services --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-header --upgrade --quiet -o requirements.lock
 
 clean: ## Remove the environment and caches, never data

@@ -80,13 +80,23 @@ def listing(engine: str, node: RayNode) -> list[Process]:
     pids = {process.pid for process in found}
     for pid in owned(engine):
         command = _command(pid)
-        role = _SERVERS.get(_program(command))
-        if pid not in pids and role is not None and _SERVERS.get(_program(_command(_parent(pid)))) != role:
+        role = role_of_server(pid)
+        if pid not in pids and role is not None and role_of_server(_parent(pid)) != role:
             found.append(Process(pid, role, _program(command)))
     return sorted(found, key=lambda process: (process.role, process.name, process.pid))
 
 
+def role_of_server(pid: int) -> str | None:
+    """What a server's process is to the engine, None when it is none; a Java process is told by its main class."""
+    command = _command(pid)
+    program = _program(command)
+    if program == "java":
+        return next((_MAIN_CLASSES[word] for word in command.split(" ") if word in _MAIN_CLASSES), None)
+    return _SERVERS.get(program)
+
+
 _SERVERS = {"postgres": "postgres", "haproxy": "gateway"}
+_MAIN_CLASSES = {"kafka.Kafka": "kafka"}
 _ACTORS = {"AccountShard": "shard", "Projector": "projector", "Directory": "directory"}
 
 

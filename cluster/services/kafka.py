@@ -1,0 +1,256 @@
+"""A Kafka broker of our own: one node in KRaft mode, made, started, awaited and stopped as a child process.
+
+The jars are those of `kafka.lock`, the Java is the wheel's. Broker and controller are one process that listens on
+loopback alone. With `secure` clients must come over TLS and log in by SCRAM; the credentials are made either way, so
+that a directory can be served both ways.
+
+DIR/data/               the broker's log
+DIR/server.properties   its settings, written anew at every start, mode 0600
+DIR/password            what clients log in with when `secure`, mode 0600
+DIR/tls/                the certificate when `secure`
+DIR/server.log          what the broker says
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import secrets
+import shutil
+import subprocess
+import uuid
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+from cluster.certificates import ensure_certificate
+from cluster.data import write_private
+from cluster.processes import free_ports, port_is_free
+from cluster.services.artifacts import ArtifactError, fetch
+from cluster.services.child import Child, ChildError
+from cluster.services.java import JavaError, java_command, java_environment
+
+USER: Final = "razao"
+MECHANISM: Final = "SCRAM-SHA-512"
+MAIN_CLASS: Final = "kafka.Kafka"
+
+_LOCK: Final = Path(__file__).with_name("kafka.lock")
+_LOGGING: Final = "kafka-log4j2.properties"
+_STARTED: Final = "Kafka Server started"
+_SCRAM: Final = "org.apache.kafka.common.security.scram.ScramLoginModule required"
+_PLAIN: Final = "org.apache.kafka.common.security.plain.PlainLoginModule required"
+
+SETTINGS: Final[Mapping[str, str]] = {
+    # One node is everything. Its quorum has one voter, so the controller's port may differ at every start.
+    "process.roles": "broker,controller",
+    "node.id": "1",
+    "controller.listener.names": "CONTROLLER",
+    "inter.broker.listener.name": "CLIENT",
+    "default.replication.factor": "1",
+    "min.insync.replicas": "1",
+    "offsets.topic.replication.factor": "1",
+    "transaction.state.log.replication.factor": "1",
+    "transaction.state.log.min.isr": "1",
+    "share.coordinator.state.topic.replication.factor": "1",
+    "share.coordinator.state.topic.min.isr": "1",
+    # Each partition costs files and memory; one broker gains nothing from many.
+    "offsets.topic.num.partitions": "1",
+    "transaction.state.log.num.partitions": "1",
+    "share.coordinator.state.topic.num.partitions": "1",
+    # An acknowledged record is on disk: there is no second replica that would still have it.
+    "log.flush.interval.messages": "1",
+    # A misspelt topic is an error, not a new topic with settings that nobody chose.
+    "auto.create.topics.enable": "false",
+    # A broker that was killed may not come back before its session has run out. Its controller is the same process,
+    # so a session tells nothing that the process's own life does not.
+    "broker.session.timeout.ms": "3000",
+    "broker.heartbeat.interval.ms": "500",
+    # Two cores shared with the engine.
+    "num.network.threads": "2",
+    "num.io.threads": "4",
+    "background.threads": "2",
+    "num.recovery.threads.per.data.dir": "2",
+    "group.coordinator.threads": "1",
+    "log.cleaner.dedupe.buffer.size": "8388608",
+    # A single broker has nobody to wait for when the first member of a group joins.
+    "group.initial.rebalance.delay.ms": "0",
+}
+"""Broker settings that differ from Kafka's own."""
+
+logger = logging.getLogger(__name__)
+
+
+class KafkaError(Exception):
+    """The broker could not be made, started or stopped; the message has its last words."""
+
+
+class KafkaServer:
+    """One broker in `directory`, served on 127.0.0.1:`port`. Not thread-safe; one owner at a time."""
+
+    def __init__(
+        self,
+        directory: Path,
+        port: int,
+        *,
+        secure: bool = False,
+        settings: Mapping[str, str] | None = None,
+        heap_mb: int = 512,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        """`settings` override `SETTINGS`; `env` is added to this process's environment for the broker."""
+        self.directory = directory.absolute()
+        self.port = port
+        self.secure = secure
+        self.data = self.directory / "data"
+        self._settings = {**SETTINGS, **(settings or {})}
+        self._heap_mb = heap_mb
+        self._env = dict(env or {})
+        self._configuration = self.directory / "server.properties"
+        self._password_file = self.directory / "password"
+        self._tls = self.directory / "tls"
+        self._temporary = self.directory / "tmp"
+        self._child = Child(self.directory, MAIN_CLASS, self.directory / "server.log")
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the broker, None when it does not run."""
+        return self._child.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the broker lives (it may still be recovering when `start` has not returned)."""
+        return self.pid is not None
+
+    @property
+    def bootstrap(self) -> str:
+        """The address for clients."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def client_settings(self) -> dict[str, str]:
+        """How clients come in: `security_protocol`, and when `secure` `sasl_mechanism`, `sasl_username`,
+        `sasl_password` and `ssl_ca` (a PEM file). The password is in it: never log it."""
+        if not self.secure:
+            return {"security_protocol": "PLAINTEXT"}
+        return {
+            "security_protocol": "SASL_SSL",
+            "sasl_mechanism": MECHANISM,
+            "sasl_username": USER,
+            "sasl_password": self._password_file.read_text().strip(),
+            "ssl_ca": str(self._tls / "localhost.crt"),
+        }
+
+    def start(self, *, timeout_s: float = 60.0, progress: Callable[[str], None] | None = None) -> None:
+        """Bring what it needs, make its storage when new, end what a dead owner left, start, wait until it serves.
+
+        Raises:
+            KafkaError: something it needs is missing, the port is taken, it exited or was not ready in time.
+        """
+        if self.running:
+            return
+        say = progress or logger.info
+        try:
+            jars = fetch(_LOCK, progress=say)
+            self._prepare()
+            command = java_command(self._heap_mb, self._temporary)
+            environment = java_environment(jars, self._env)
+            if not self.data.exists():
+                say("creating the Kafka broker's storage")
+                self._format(command, environment)
+            self._configure(self.data)
+            say("starting Kafka")
+            logging_file = resources.files("cluster.services") / _LOGGING
+            command += [f"-Dlog4j2.configurationFile={logging_file}", MAIN_CLASS, self._configuration.name]
+            self._child.spawn(command, environment)
+            self._child.await_ready(lambda: _STARTED in self._child.said(), timeout_s)
+        except (ArtifactError, JavaError, ChildError) as error:
+            raise KafkaError(f"Kafka: {error}") from error
+        except OSError as error:
+            raise KafkaError(f"Kafka: cannot use {self.directory}: {error}") from error
+
+    def stop(self, *, timeout_s: float = 20.0) -> None:
+        """Stop it cleanly; after `timeout_s` kill it."""
+        self._child.stop(timeout_s)
+
+    def kill(self) -> None:
+        """End it as a power cut would (kill -9). `start` recovers. For fault tests."""
+        self._child.kill()
+
+    def _prepare(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._child.end_leftovers()
+        if not port_is_free("127.0.0.1", self.port):
+            raise KafkaError(f"Kafka: port {self.port} is taken by another process")
+        shutil.rmtree(self._temporary, ignore_errors=True)
+        self._temporary.mkdir(mode=0o700)
+        if not self._password_file.exists():
+            write_private(self._password_file, secrets.token_hex(32))
+        if self.secure:
+            ensure_certificate(self._tls)
+
+    def _format(self, command: list[str], environment: Mapping[str, str]) -> None:
+        # Storage is whole or absent: what an interrupted format left is still named data.new, and goes.
+        building = self.directory / "data.new"
+        shutil.rmtree(building, ignore_errors=True)
+        self._configure(building)
+        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        password = self._password_file.read_text().strip()
+        # The arguments stand in a file: any user of the machine may read a command line.
+        arguments = self.directory / "format.arguments"
+        words = ["format", f"--cluster-id={cluster_id}", "--config", self._configuration.name]
+        words += ["--add-scram", f"{MECHANISM}=[name={USER},password={password}]"]
+        write_private(arguments, "\n".join(words) + "\n")
+        try:
+            done = subprocess.run(
+                [*command, "-XX:TieredStopAtLevel=1", "kafka.tools.StorageTool", f"@{arguments.name}"],
+                cwd=self.directory,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+        finally:
+            arguments.unlink()
+        if done.returncode != 0:
+            raise KafkaError(f"Kafka: storage could not be made: {done.stdout.decode(errors='replace')[-2000:]}")
+        building.rename(self.data)
+
+    def _configure(self, data: Path) -> None:
+        protocol = "SASL_SSL" if self.secure else "PLAINTEXT"
+        inside = "SASL_PLAINTEXT" if self.secure else "PLAINTEXT"
+        controller = f"127.0.0.1:{free_ports(1)[0]}"
+        settings = {
+            **self._settings,
+            "controller.quorum.voters": f"1@{controller}",
+            "listeners": f"CLIENT://{self.bootstrap},CONTROLLER://{controller}",
+            "advertised.listeners": f"CLIENT://{self.bootstrap}",
+            "listener.security.protocol.map": f"CLIENT:{protocol},CONTROLLER:{inside}",
+            # Relative to the broker's working directory: a path may have what Kafka takes for a list's comma.
+            "log.dirs": data.name,
+            **(self._security() if self.secure else {}),
+        }
+        write_private(self._configuration, "".join(f"{key}={_escape(value)}\n" for key, value in settings.items()))
+
+    def _security(self) -> dict[str, str]:
+        password = self._password_file.read_text().strip()
+        login = f'username="{USER}" password="{password}"'
+        return {
+            "ssl.keystore.type": "PEM",
+            "ssl.keystore.location": "tls/localhost.pem",
+            "ssl.truststore.type": "PEM",
+            "ssl.truststore.location": "tls/localhost.crt",
+            "listener.name.client.sasl.enabled.mechanisms": MECHANISM,
+            "sasl.mechanism.inter.broker.protocol": MECHANISM,
+            "listener.name.client.scram-sha-512.sasl.jaas.config": f"{_SCRAM} {login};",
+            # SCRAM's credentials stand in the metadata that the controller keeps, so itself it cannot ask for them.
+            "listener.name.controller.sasl.enabled.mechanisms": "PLAIN",
+            "sasl.mechanism.controller.protocol": "PLAIN",
+            "listener.name.controller.plain.sasl.jaas.config": f'{_PLAIN} {login} user_{USER}="{password}";',
+        }
+
+
+def _escape(value: str) -> str:
+    """A value of a Java properties file; only its backslash is not taken as it stands."""
+    return value.replace("\\", "\\\\")
