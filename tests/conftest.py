@@ -1,4 +1,4 @@
-"""What tests of every layer share: one real PostgreSQL server per session, and a fresh database per test."""
+"""What tests of every layer share: a PostgreSQL server and a Kafka broker per session, a fresh database per test."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ import pytest
 
 from cluster.postgres import PostgresServer
 from cluster.ray_node import RayNode
+from cluster.services.kafka import KafkaServer
+from storage.journal.kafka_client import KafkaAddress
 
 _numbers: Final = itertools.count()
 
@@ -55,6 +57,25 @@ def database(postgres_server: PostgresServer) -> Iterator[str]:
     _outside_loop(lambda: _execute(postgres_server.dsn, f"CREATE DATABASE {name}"))
     yield postgres_server.dsn_of(name)
     _outside_loop(lambda: _execute(postgres_server.dsn, f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture(scope="session")
+def kafka_server() -> Iterator[KafkaServer]:
+    """The session's broker. A test that stops or kills brokers starts its own."""
+    directory = Path(tempfile.mkdtemp(prefix="rz-"))
+    server = KafkaServer(directory, free_port(), settings={"log.flush.interval.messages": "10000"})
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def kafka_address(kafka_server: KafkaServer) -> KafkaAddress:
+    """Where the session's broker is. Tests take topics of their own."""
+    return KafkaAddress(kafka_server.bootstrap)
 
 
 def _outside_loop(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
