@@ -97,6 +97,8 @@ class ShardLimits:
     outbox_rows: int = 262_144  # legs under way to one shard; beyond, transfers to it are OVERLOADED
     waiting_rows: int = 65_536  # repeats of ids that are in flight; beyond: UNSURE
     wait_s: float = 30.0  # for another shard's answer; then the caller is told UNSURE
+    pace_rows: int = 8  # a group of so many rows, and of less than `overlap_rows`, is followed by the next one
+    pace_s: float = 0.005  # so long after its start
     outcomes_s: float = 0.01  # how long settles and reverts wait for other rows to go along with
     lease_s: float = 1.0
     tick_s: float = 0.1
@@ -417,12 +419,15 @@ class Shard:
                     self._wake.clear()
                     await self._wake.wait()
                     continue
+                begun = self._clock.monotonic()
                 self._committing = True
                 await self._commit(group)
                 self._committing = False
                 if self._dead:
                     return
                 self._answer(group)
+                if self.limits.pace_rows <= len(group.rows) < self.limits.overlap_rows:
+                    await self._pace(begun)
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # noqa: BLE001 - nothing may be answered after any failure
@@ -439,6 +444,12 @@ class Shard:
                 while self._only_outcomes() and not self._stopping:
                     await self._wake.wait()
                     self._wake.clear()
+
+    async def _pace(self, begun: float) -> None:
+        """A group costs the same whatever is in it: when many come with few rows each, wait a little for more."""
+        rest_s = begun + self.limits.pace_s - self._clock.monotonic()
+        if rest_s > 0 and self._queued_rows < self.limits.overlap_rows and not self._stopping:
+            await asyncio.sleep(rest_s)
 
     def _prepare_ahead(self) -> None:
         """Apply the next group while an append is under way."""

@@ -107,6 +107,29 @@ async def test_a_large_group_is_applied_while_an_append_is_under_way_and_not_ans
     await asyncio.gather(first, second)
 
 
+async def test_after_a_busy_group_the_next_one_gathers_for_a_moment(one: Ledger) -> None:
+    await one.start(0, limits=ShardLimits(pace_rows=4, pace_s=0.5))
+    await one.fund(A, B)
+    await one.apply(*(event(Kind.TRANSFER, A, B, 1) for _ in range(4)))
+    early = asyncio.ensure_future(one.apply(event(Kind.TRANSFER, A, B, 1)))
+    await until(lambda: one.shards[0].shard._queued_rows == 1)
+    late = await one.apply(event(Kind.TRANSFER, A, B, 1))
+    assert (await early).positions == late.positions
+
+
+async def test_after_a_quiet_group_nobody_waits(one: Ledger) -> None:
+    await one.start(0, limits=ShardLimits(pace_rows=4, pace_s=3_600.0))
+    await one.code(opening(A))
+    await one.code(opening(B))
+    assert await one.code(event(Kind.DEPOSIT, 1, A, 5)) == Code.OK
+
+
+async def test_a_large_batch_does_not_wait_for_company(one: Ledger) -> None:
+    await one.start(0, limits=ShardLimits(pace_rows=2, overlap_rows=4, pace_s=3_600.0))
+    for _ in range(2):
+        await one.apply(*(opening(account(0, number)) for number in range(2, 8)))
+
+
 async def test_repeats_and_stateless_refusals_are_not_journaled(one: Ledger) -> None:
     await one.start(0)
     await one.fund(A, B)
