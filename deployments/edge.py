@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 GRACE_S: Final = 1.0
 """How long behind a request's deadline the edge itself ends it: the parts within know the deadline and end sooner."""
 
+_LOOK_S: Final = 0.1
 _REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
 _ONCE: Final = (
     b"authorization",
@@ -71,6 +72,7 @@ class Edge:
         self._app = app
         self._deadline_s = deadline_s
         self._translate = translate
+        self._watch = _Watch()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -104,7 +106,7 @@ class Edge:
     async def _bounded(self, scope: Scope, receive: Receive, reply: _Reply, deadline: float) -> None:
         body = _Body(receive)
         try:
-            async with asyncio.timeout_at(deadline + GRACE_S):
+            with self._watch.until(deadline + GRACE_S):
                 await self._app(scope, body, reply)
         except TimeoutError:
             if (event := scope.get("razao.event")) is not None:
@@ -126,6 +128,62 @@ class Edge:
             if (event := scope.get("razao.event")) is not None:
                 known.members["id"] = event
         await reply.problem(known)
+
+
+class _Watch:
+    """Ends requests that are late, all with one timer: `asyncio.timeout` makes, and cancels, one for each.
+
+    Deadlines must be given in their order, as they are when each request has the same time.
+    """
+
+    def __init__(self) -> None:
+        self._guarded: dict[_Guard, None] = {}  # in the order of their deadlines
+        self._timer: asyncio.TimerHandle | None = None
+
+    def until(self, deadline: float) -> _Guard:
+        """Raises TimeoutError inside `with` some time (at most `_LOOK_S`) after `deadline`, time.monotonic seconds."""
+        guard = _Guard(self._guarded, deadline)
+        self._guarded[guard] = None
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
+        return guard
+
+    def _look(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self._look) if self._guarded else None
+        now = time.monotonic()
+        for guard in self._guarded:
+            if guard.deadline > now:
+                break
+            guard.end()
+
+
+class _Guard:
+    """One request under a `_Watch`. A cancellation from elsewhere stays one, as with `asyncio.timeout`."""
+
+    __slots__ = ("_among", "_cancelling", "_ended", "_task", "deadline")
+
+    def __init__(self, among: dict[_Guard, None], deadline: float) -> None:
+        self.deadline = deadline
+        self._among = among
+        self._ended = False
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - ASGI runs in tasks
+        self._task = task
+        self._cancelling = task.cancelling()
+
+    def end(self) -> None:
+        """The deadline has come."""
+        if not self._ended:
+            self._ended = True
+            self._task.cancel()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        del self._among[self]
+        if self._ended and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise TimeoutError from error
 
 
 class _Body:

@@ -145,6 +145,26 @@ async def test_a_cancelled_request_ends() -> None:
         await task
 
 
+async def test_each_late_request_is_ended_and_the_punctual_ones_beside_it_are_not() -> None:
+    hurry = asyncio.Event()
+
+    async def handler(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/v1/slow":
+            await asyncio.Event().wait()
+        await hurry.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    app = edge(handler, deadline_s=0.2 - GRACE_S)
+    late = [asyncio.create_task(call(app, path="/v1/slow")) for _ in range(3)]
+    punctual = asyncio.create_task(call(app))
+    await asyncio.sleep(0)
+    hurry.set()
+    assert (await punctual)[0]["status"] == 200
+    assert [answer_of(await task)[0] for task in late] == [408] * 3  # their bodies were never read
+    assert not app._watch._guarded
+
+
 @pytest.mark.parametrize(
     "name",
     [
