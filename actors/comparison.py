@@ -17,7 +17,7 @@ from actors.ledger import Book
 from actors.postings import Rows
 from storage import copy_format
 from storage.events import AccountStatus, Kind
-from storage.query_store import STATUS_AFTER, QueryStore
+from storage.query_store import SENT_ENTRY, STATUS_AFTER, QueryStore
 
 _LAST: Final = np.dtype([(name, np.int64) for name in ("account", "at", "balance", "pending", "follows", "newest")])
 _LAST_SQL: Final = """
@@ -41,11 +41,12 @@ SELECT kind, count(*) FILTER (WHERE code <= 1) AS debits, count(*) FILTER (WHERE
        coalesce(sum(amount) FILTER (WHERE code = 0), 0) AS credited
 FROM query.transfers WHERE partition = $1 AND position < $2 GROUP BY kind
 """
-_MOVED_SQL: Final = """
-SELECT kind, count(*) FILTER (WHERE amount < 0) AS debits, count(*) FILTER (WHERE amount > 0) AS credits,
+_MOVED_SQL: Final = f"""
+SELECT CASE WHEN kind / 100 = {SENT_ENTRY // 100} THEN kind - {SENT_ENTRY} ELSE kind END AS kind,
+       count(*) FILTER (WHERE amount < 0) AS debits, count(*) FILTER (WHERE amount > 0) AS credits,
        coalesce(-sum(amount) FILTER (WHERE amount < 0), 0) AS debited,
        coalesce(sum(amount) FILTER (WHERE amount > 0), 0) AS credited
-FROM query.entries WHERE partition = $1 AND position < $2 GROUP BY kind
+FROM query.entries WHERE partition = $1 AND position < $2 GROUP BY 1
 """
 _DEBITS: Final = (Kind.WITHDRAWAL, Kind.TRANSFER, Kind.REFUND, Kind.POST)
 _CREDITS: Final = (Kind.DEPOSIT, Kind.TRANSFER, Kind.REFUND, Kind.POST)

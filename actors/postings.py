@@ -18,7 +18,7 @@ from actors import book as book_module
 from actors.book import FLIGHTS, HOLDS, SEED, Book, entry_point, find, hash_id
 from storage import query_store
 from storage.events import FIRST_ACCOUNT, FIRST_STATELESS, SETTLEMENT, SLOTS, Code, Kind, ResultFlag
-from storage.query_store import LEG_ENTRY, Chunk, Note
+from storage.query_store import LEG_ENTRY, SENT_ENTRY, SETTLED_ENTRY, Chunk, Note
 
 Rows = npt.NDArray[Any]
 """A structured array."""
@@ -237,19 +237,19 @@ class _Columns:
         kind, ok = self.kind, self.ok
         paid = _of(kind, (Kind.WITHDRAWAL, Kind.TRANSFER, Kind.REFUND, Kind.POST)) & self.sent
         reserved = _of(kind, (Kind.HOLD, Kind.VOID, Kind.EXPIRE)) & ok
-        released = (kind == Kind.SETTLE) & ok & (self.origin["kind"] == Kind.POST)
+        arrived = (kind == Kind.SETTLE) & self.ended
         returned = (kind == Kind.REVERT) & self.ended
         received = _of(kind, (Kind.DEPOSIT, Kind.TRANSFER, Kind.REFUND, Kind.POST, Kind.CREDIT_LEG)) & ok
         delta = np.where(paid, -self.amount, np.where(returned, self.amount, 0))
-        debits = self._side(paid | reserved | released | returned, "debit", delta)
-        credits_ = self._side(received, "credit", self.amount)
+        debits = self._side(paid | reserved | arrived | returned, "debit", "credit", delta)
+        credits_ = self._side(received, "credit", "debit", self.amount)
         made = np.concatenate((debits, credits_))
         made = made[made["account"] >= FIRST_ACCOUNT]
         return made[np.argsort(made["account"], kind="stable")]
 
-    def _side(self, mask: Mask, side: str, amount: Rows) -> Rows:
+    def _side(self, mask: Mask, side: str, other: str, amount: Rows) -> Rows:
         made = np.zeros(np.count_nonzero(mask), query_store.ENTRY)
-        made["account"] = getattr(self, side)[mask]
+        made["account"], made["other"] = getattr(self, side)[mask], getattr(self, other)[mask]
         made["at"], made["position"], made["kind"] = self.at[mask], self.position[mask], self.kind[mask]
         made["amount"] = amount[mask]
         made["balance"] = self.balances[f"{side}_posted"][mask]
@@ -264,6 +264,9 @@ class _Columns:
         made["transfer"][by_hold] = self.ref[mask][by_hold]
         post = self.origin["hold_hi"][mask] != 0
         made["transfer"][post] = _pair(self.origin["hold_hi"], self.origin["hold_lo"])[mask][post]
+        made["kind"][self.code[mask] == Code.IN_FLIGHT] += SENT_ENTRY
+        arrived = made["kind"] == Kind.SETTLE
+        made["kind"][arrived] = SETTLED_ENTRY + self.origin["kind"][mask][arrived]
         return made
 
     def account_changes(self) -> Rows:

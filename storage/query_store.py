@@ -28,7 +28,7 @@ from storage.copy_format import Rows
 from storage.events import AccountStatus, Code, Kind
 from storage.ids import Id
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of the tables. A store of another version is dropped by `create`, and the projector fills it again."""
 
 _SCHEMA: Final = (Path(__file__).parent / "query_store.sql").read_text()
@@ -87,6 +87,7 @@ ENTRY: Final = np.dtype(
         ("amount", np.int64),
         ("balance", np.int64),
         ("pending", np.int64),
+        ("other", np.uint64),
         ("transfer", np.uint64, 2),
         ("kind", np.int16),
         ("partition", np.int16),
@@ -102,6 +103,15 @@ Note = bytes | None
 
 LEG_ENTRY: Final = 100
 """Kind of an entry for money from another shard, less the kind of the payment."""
+
+SENT_ENTRY: Final = 200
+"""The same for money that left for another shard: whether it arrives is not known yet."""
+
+SETTLED_ENTRY: Final = 300
+"""The same for the news that it has arrived. The amount is 0: what it changes at most is what is pending."""
+
+NEWS: Final = "razao_events"
+"""Channel on which each commit names its partition."""
 
 
 class Chunk(NamedTuple):
@@ -244,6 +254,15 @@ WHERE account = $1 AND at >= $2 AND at < $3 AND amount <> 0 ORDER BY at DESC LIM
 """
 
 
+_MOVE: Final = f"""
+WITH moved AS (
+    UPDATE query.projection SET next_offset = $3, at = greatest(at, $4)
+    WHERE partition = $1 AND next_offset = $2 RETURNING partition
+)
+SELECT pg_notify('{NEWS}', partition::text) FROM moved
+"""
+
+
 class QueryStore:
     """The tables of schema `query` over a pool that is handed in. Deadlines are times of `time.monotonic`."""
 
@@ -290,12 +309,7 @@ class QueryStore:
         async with self.pool.acquire() as connection, connection.transaction():
             # A lost commit is projected again: the journal is the truth, so there is no disk to wait for.
             await connection.execute("SET LOCAL synchronous_commit = off")
-            moved = await connection.execute(
-                "UPDATE query.projection SET next_offset = $3, at = greatest(at, $4)"
-                " WHERE partition = $1 AND next_offset = $2",
-                partition, start, end, at,
-            )  # fmt: skip
-            if moved != "UPDATE 1":
+            if await connection.fetchrow(_MOVE, partition, start, end, at) is None:
                 raise Overtaken(f"partition {partition} is not projected up to offset {start}")
             await _copy(connection, "transfers", chunk.transfers)
             await _copy(connection, "transfers", chunk.transfers_full, chunk.notes_full)
@@ -477,7 +491,7 @@ def _answer(future: asyncio.Future[None], *, reached: bool, late: bool, failure:
 
 def _kind(stored: int) -> Kind:
     """What an entry comes from. What a client sees must not depend on whose shard the other account lies on."""
-    return Kind(stored - LEG_ENTRY if stored > LEG_ENTRY else stored)
+    return Kind(stored % LEG_ENTRY)
 
 
 def _id(value: uuid.UUID) -> Id:
@@ -543,7 +557,7 @@ _ENDS: Final = {
 }
 
 _CURSOR: Final = struct.Struct(">Bqq")
-_CURSOR_VERSION: Final = 1
+_CURSOR_VERSION: Final = 2
 
 
 def _write_cursor(account: int, at: int) -> str:

@@ -1,0 +1,234 @@
+"""The feed of events over a real projection: every event that must be there and no other, in order, again and again."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from storage.events import FIRST_ACCOUNT, Code, Kind
+from storage.feed import Cursor, Feed, Reader
+from storage.feed_schema import Happening
+from storage.ids import Id
+from storage.journal.postgres import PostgresJournal
+from storage.query_store import NEWS, QueryStore
+from storage.registry import Registry
+from storage.snapshots import SnapshotStore
+from tests.actors.projection_history import PARTITIONS, History
+from tests.actors.test_projection import Log, journal, log, projecting, snapshots, store, written
+
+__all__ = ["journal", "log", "snapshots", "store"]
+
+KIND_OF_TYPE = {Kind.TRANSFER: "settled", Kind.DEPOSIT: "settled", Kind.WITHDRAWAL: "settled", Kind.REFUND: "refunded"}
+
+
+@pytest.fixture
+async def feed(store: QueryStore) -> AsyncIterator[Feed]:
+    await Registry(store.pool).create()
+    feed = Feed(store.pool, PARTITIONS)
+    yield feed
+    await feed.close()
+
+
+async def own(store: QueryStore, sub: str, accounts: list[int]) -> None:
+    """Make `sub` the owner of accounts."""
+    for account in accounts:
+        await Registry(store.pool).register(account, (account, 7), sub=sub, tax_id="1", name="n", digest=b"")
+
+
+async def every_event(feed: Feed, limit: int = 100) -> list[Happening]:
+    """The whole feed, partition by partition, in small stretches."""
+    found = []
+    for partition, until in sorted((await feed.reached()).items()):
+        place = 0
+        while some := await feed.stretch(partition, place, 2 * until + 1, limit):
+            assert [one.place for one in some] == sorted(one.place for one in some)
+            assert some[0].place > place
+            found += some
+            place = some[-1].place
+    return found
+
+
+def expected(history: History) -> Counter[tuple[str, Id, int, int, int]]:
+    """(type, transfer, account, side, amount) of all that the history's transfers must be told as."""
+    told: Counter[tuple[str, Id, int, int, int]] = Counter()
+    for id_, known in history.known.items():
+        names, amount = known.hold or id_, known.amount
+        sides = [(known.debit, 0), (known.credit, 1)]
+        if known.status == "refused" and known.kind is Kind.DEPOSIT:
+            events = [("refused", *sides[1])]
+        elif known.status == "refused":
+            events = [("refused", *sides[0])]
+        elif known.kind is Kind.HOLD:
+            events = [("held", known.debit, 0)]
+            if known.status in {"voided", "expired"}:
+                events.append((known.status, known.debit, 0))
+        elif known.kind is Kind.POST:
+            events = [("posted", account, side) for account, side in sides]
+        else:
+            events = [(KIND_OF_TYPE[known.kind], account, side) for account, side in sides]
+        missing = {Code.UNKNOWN_DEBIT_ACCOUNT, *([Code.UNKNOWN_CREDIT_ACCOUNT] if known.kind is Kind.DEPOSIT else [])}
+        for name, account, side in events:
+            if account >= FIRST_ACCOUNT and not (name == "refused" and known.code in missing):
+                told[f"transfer.{name}", names, account, side, amount] += 1
+    return told
+
+
+def key(event: Happening) -> tuple[str, Id, int, int, int]:
+    assert event.transfer is not None
+    number = event.transfer.int
+    return event.type, (number >> 64, number & (2**64 - 1)), event.account, event.side, event.amount or 0
+
+
+@pytest.mark.parametrize("seed", [11, 12, 13])
+async def test_everything_that_became_of_a_transfer_is_told_to_each_side_once(
+    journal: PostgresJournal, log: Log, store: QueryStore, snapshots: SnapshotStore, feed: Feed, seed: int
+) -> None:
+    """And nothing else: the history's own bookkeeping says what there must be."""
+    history = await written(History(seed), log, steps=150)
+    async with projecting(journal, store, snapshots) as projection:
+        await projection.catch_up()
+    found = await every_event(feed)
+    # A refused post or void of a client's is not followed by the history; one that came back from the payee is.
+    transfers = [event for event in found if event.transfer is not None]
+    known = [
+        event
+        for event in transfers
+        if not (event.type == "transfer.refused" and event.kind in {Kind.POST, Kind.VOID} and event.balance is None)
+    ]
+    assert Counter(map(key, known)) == expected(history)
+    assert {event.type for event in transfers} == {
+        f"transfer.{name}" for name in ("settled", "held", "posted", "voided", "expired", "refunded", "refused")
+    }
+    for event in transfers:
+        assert (event.code is not None) == (event.type == "transfer.refused"), event
+        assert (event.expires_at is not None) == (event.type == "transfer.held"), event
+        assert event.other is not None
+    for event in (event for event in transfers if event.type == "transfer.refunded" and not event.side):
+        assert event.refund_of is not None
+        original = history.known[key(event)[1]].original
+        assert original is not None
+        assert event.refund_of.int == original[0] << 64 | original[1]
+    opened = [event.account for event in found if event.type == "account.opened"]
+    assert Counter(opened) == Counter(history.timeline.keys() & set(opened))
+    assert set(opened) == set(history.status)
+
+
+async def test_money_between_shards_is_news_only_when_its_outcome_is_known(
+    journal: PostgresJournal, log: Log, store: QueryStore, snapshots: SnapshotStore, feed: Feed
+) -> None:
+    history = History(21)
+    async with projecting(journal, store, snapshots) as projection:
+        flying: set[Id] = set()
+        while len(flying) < 2:
+            await log.write(history.step())
+            waits = {id_: known for id_, known in history.known.items() if known.status == "in flight"}
+            flying = {id_ for id_, known in waits.items() if known.kind in {Kind.TRANSFER, Kind.REFUND}}
+        await projection.catch_up()
+        told = {key(event)[1] for event in await every_event(feed) if event.transfer}
+        assert not flying & told
+        await log.write(history.drain())
+        await projection.catch_up()
+        ended = Counter(key(event)[1] for event in await every_event(feed) if event.transfer)
+        for id_ in flying:
+            assert ended[id_] == (2 if history.known[id_].status == "settled" else 1)
+
+
+async def test_a_rebuild_gives_the_same_events_with_the_same_ids(
+    journal: PostgresJournal, log: Log, store: QueryStore, snapshots: SnapshotStore, feed: Feed, tmp_path: Path
+) -> None:
+    history = await written(History(31), log, steps=80)
+    async with projecting(journal, store, snapshots, chunk_rows=7) as projection:
+        await projection.catch_up()
+    before = await every_event(feed)
+    assert len({event.id for event in before}) == len(before)
+    await store.reset()
+    assert await every_event(feed) == []
+    async with projecting(journal, store, SnapshotStore(tmp_path / "others", b"k" * 32), chunk_rows=999) as projection:
+        await projection.catch_up()
+    assert await every_event(feed) == before
+    assert history.known
+
+
+async def test_a_reader_who_breaks_off_anywhere_resumes_without_gap_or_repeat(
+    journal: PostgresJournal, log: Log, store: QueryStore, snapshots: SnapshotStore, feed: Feed
+) -> None:
+    """Of one account, and of all that somebody owns on both shards, between the two sides of one payment too."""
+    history = History(41)
+    await log.write(history.step())
+    mine = history.accounts[:3] + history.accounts[8:11]
+    await written(history, log, steps=60)
+    await own(store, "me", mine)
+    async with projecting(journal, store, snapshots) as projection:
+        await projection.catch_up()
+    whole = [event for event in await every_event(feed) if event.account in mine]
+    assert any(one.place + 1 == two.place for one, two in itertools.pairwise(whole)), "a payment to oneself"
+    source = random.Random(41)
+    readers: list[Reader] = ["me", mine[0]]
+    for reader in readers:
+        wanted = [event for event in whole if reader in {"me", event.account}]
+        seen: list[Happening] = []
+        cursor = Cursor()
+        while page := await feed.page(reader, cursor, source.randrange(1, 9)):
+            for event in page[: source.randrange(1, len(page) + 1)]:
+                seen.append(event)
+                cursor = Cursor.parse(str(cursor.after(event)), PARTITIONS)
+        assert sorted(seen, key=lambda event: (event.partition, event.place)) == wanted
+        for partition in range(PARTITIONS):
+            places = [event.place for event in seen if event.partition == partition]
+            assert places == sorted(places)
+    assert await feed.page("nobody", Cursor(), 10) == []
+
+
+async def test_one_who_begins_now_gets_what_comes_and_the_whole_of_accounts_opened_later(
+    journal: PostgresJournal, log: Log, store: QueryStore, snapshots: SnapshotStore, feed: Feed
+) -> None:
+    history = History(51)
+    await log.write(history.step())
+    first, elsewhere = history.accounts[0], history.accounts[8]
+    assert {feed.partition(first), feed.partition(elsewhere)} == {0, 1}
+    async with projecting(journal, store, snapshots) as projection:
+        await projection.catch_up()
+        await own(store, "me", [first])
+        start = await feed.end("me")
+        assert list(start.places) == [feed.partition(first)]
+        assert await feed.page("me", start, 10) == []
+        assert (await feed.end(first)).places == start.places
+        await own(store, "me", [elsewhere])
+        assert [event.type for event in await feed.page("me", start, 10)] == ["account.opened"]
+        news = await feed.news(["me", "nobody", first], dict.fromkeys(range(PARTITIONS), 0))
+        assert news.readers == {"me", first}
+        assert news.reached == await feed.reached()
+        assert (await feed.news(["me", first], news.reached)).readers == set()
+        await written(history, log, steps=30)
+        await projection.catch_up()
+        assert (await feed.news(["me", "nobody", first], news.reached)).readers >= {first, "me"}
+
+
+async def test_a_commit_says_which_partition_has_news(
+    journal: PostgresJournal, log: Log, store: QueryStore, snapshots: SnapshotStore, database: str
+) -> None:
+    """Once for each chunk."""
+    heard: list[Any] = []
+    connection = await asyncpg.connect(database)
+    await connection.add_listener(NEWS, lambda *said: heard.append(said[-1]))
+    await written(History(61), log, steps=5)
+    async with projecting(journal, store, snapshots, chunk_rows=10_000) as projection:
+        await projection.catch_up()
+    await connection.execute("SELECT 1")
+    await connection.close()
+    assert sorted(heard) == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "2", "1.", "1.0-", "1.2-5", "1.0-5.0-6", "1.0-9223372036854775808", "1.0-٣", "x" * 99999]
+)
+def test_an_absurd_cursor_is_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError, match="cursor"):
+        Cursor.parse(text, PARTITIONS)
