@@ -61,8 +61,6 @@ def up(
     from cluster.supervisor import Supervisor
 
     settings = _settings(data=data, port=port, tls_port=tls_port, shards=shards, journal=journal)
-    if settings.journal is JournalKind.KAFKA:
-        fail("the Kafka journal is not part of this version; use --journal postgres")
     try:
         supervisor = Supervisor(settings, say=lambda line: out.print(line, markup=False))
         asyncio.run(supervisor.run(on_ready=(lambda: _show_demo(supervisor.data)) if demo else None))

@@ -4,6 +4,7 @@ DATA/engine.lock        held by the supervisor for as long as it lives, also rel
 DATA/secrets.json       0600: engine id, ledger key, passwords; made once
 DATA/keys/              0600: the embedded token key and its JWKS
 DATA/postgres/          the embedded PostgreSQL
+DATA/kafka/             the embedded Kafka broker, when the journal is on one
 DATA/snapshots/         books by partition and offset
 DATA/run/engine.json    0600: url, ports, pids of the running engine
 DATA/run/shards.json    where each shard listens, written by the directory actor
@@ -75,6 +76,7 @@ class DataDirectory:
         self.log = self.root / "log"
         self.keys = self.root / "keys"
         self.postgres = self.root / "postgres"
+        self.kafka = self.root / "kafka"
         self.ray = self.root / "ray"
         self.shards_file = self.run / "shards.json"
         self._engine_file = self.run / "engine.json"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.recovery import Windows
-from cluster.data import DataDirectory, Secrets, write_private
+from cluster.data import DataDirectory, EngineError, Secrets, write_private
 from cluster.settings import Settings
 
 
@@ -39,6 +39,11 @@ class Plan:
         """URL or file of the keys that access tokens are verified with."""
         return self.settings.jwks or str(Path(self.data.keys) / "jwks.json")
 
+    def journal_settings(self) -> dict[str, Any]:
+        """Those of the settings that say where the journal is: fixed for as long as the engine runs."""
+        names = [name for name in Settings.model_fields if name == "journal" or name.startswith("kafka_")]
+        return {name: getattr(self.settings, name) for name in names}
+
     def as_json(self) -> str:
         """For a child's standard input, never its command line: it has secrets."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -47,9 +52,21 @@ class Plan:
 
     def save(self) -> Path:
         """Write it where only its owner may read it: what is handed to Serve can be seen in its dashboard."""
-        path = self.data.run / "plan.json"
+        path = _file(self.data)
         write_private(path, self.as_json())
         return path
+
+    @classmethod
+    def load(cls, data: DataDirectory) -> Plan:
+        """The plan that the engine on `data` was deployed with.
+
+        Raises:
+            EngineError: it has not come as far.
+        """
+        try:
+            return cls.from_json(_file(data).read_text())
+        except FileNotFoundError:
+            raise EngineError("the engine has not come as far as its replicas; see `razao status`") from None
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -59,3 +76,7 @@ class Plan:
         content["secrets"] = Secrets(**content["secrets"])
         content["windows"] = Windows(*content["windows"])
         return cls(**content)
+
+
+def _file(data: DataDirectory) -> Path:
+    return data.run / "plan.json"

@@ -17,11 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from actors.projection import Limits, Projection
 from cluster.data import DataDirectory, EngineError
+from cluster.journals import open_journal
 from cluster.settings import Settings
-from cluster.stores import kept_windows, pool_of
-from cluster.verify import database_of
+from cluster.stores import kept_windows, pool_of, stores_of
 from storage.journal import JournalError
-from storage.journal.postgres import PostgresJournal
 from storage.query_store import QueryStore
 from storage.registry import Registry
 from storage.snapshots import SnapshotStore
@@ -41,16 +40,18 @@ async def rebuild(settings: Settings, *, say: Callable[[str], None]) -> None:
     """
     data = DataDirectory(settings.data)
     key = bytes.fromhex(data.secrets().ledger_key)
-    async with database_of(data) as (dsn, live), pool_of(dsn) as pool:
-        journal, store = PostgresJournal(dsn), QueryStore(pool)
+    async with stores_of(data, settings) as stores, pool_of(stores.dsn) as pool:
+        journal, store = open_journal(stores.settings, stores.dsn), QueryStore(pool)
         snapshots = SnapshotStore(settings.snapshot_location, key)
         try:
             heads = await journal.heads()
+            if not heads:
+                raise EngineError("there is no journal to rebuild from: it is gone")
             await store.reset()
             await asyncio.to_thread(snapshots.drop)
             say("dropped the query store and the snapshots")
             async with _progress(store, heads):
-                if live:
+                if stores.live:
                     await _wait(store, snapshots, heads)
                 else:
                     windows = await kept_windows(Registry(pool))

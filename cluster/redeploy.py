@@ -27,12 +27,9 @@ def redeploy(settings: Settings, *, say: Callable[[str], None]) -> None:
     data = DataDirectory(settings.data)
     if data.holder() is None or data.running() is None:
         raise EngineError(f"no engine runs on {data.root}; start one with `razao up`")
-    try:
-        current = Plan.from_json((data.run / "plan.json").read_text())
-    except FileNotFoundError:
-        raise EngineError("the engine has not come as far as its replicas; see `razao status`") from None
-    fixed = {name: getattr(current.settings, name) for name in ("ingress", "transport", "journal")}
-    plan = dataclasses.replace(current, settings=settings.model_copy(update=fixed))
+    current = Plan.load(data)
+    fixed = {name: getattr(current.settings, name) for name in ("ingress", "transport")}
+    plan = dataclasses.replace(current, settings=settings.model_copy(update=fixed | current.journal_settings()))
     done = subprocess.run(
         [sys.executable, "-m", "cluster.deploy"],
         input=plan.as_json(),

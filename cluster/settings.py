@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import StrEnum
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _HOUR_S = 3600
@@ -36,6 +36,15 @@ class TransportKind(StrEnum):
     RAY = "ray"
 
 
+class KafkaSecurity(StrEnum):
+    """How a Kafka cluster is entered."""
+
+    PLAINTEXT = "PLAINTEXT"
+    SSL = "SSL"
+    SASL_PLAINTEXT = "SASL_PLAINTEXT"
+    SASL_SSL = "SASL_SSL"
+
+
 class Settings(BaseSettings):
     """What an operator may set. Amounts of time carry their unit in the name."""
 
@@ -50,6 +59,16 @@ class Settings(BaseSettings):
     tls_certificate: Path | None = Field(None, description="PEM file with certificate and key; default: made at start.")
     shards: int = Field(2, ge=1, le=1024, description="Partitions of a new ledger; a power of two, fixed afterwards.")
     journal: JournalKind = Field(JournalKind.POSTGRES, description="Where the journal lies.")
+    kafka_bootstrap: str | None = Field(
+        None, description="host:port,… of the Kafka cluster to use; default: a broker of the engine's own."
+    )
+    kafka_topic: str = Field("razao.journal", pattern=r"^[a-zA-Z0-9._-]{1,249}$", description="The journal's topic.")
+    kafka_replication: int = Field(1, ge=1, description="Replicas of the topic; with 1 each record is flushed to disk.")
+    kafka_security_protocol: KafkaSecurity = Field(KafkaSecurity.PLAINTEXT, description="How to enter the cluster.")
+    kafka_sasl_mechanism: str = Field("SCRAM-SHA-512", description="SCRAM-SHA-512, SCRAM-SHA-256 or PLAIN.")
+    kafka_sasl_username: str | None = Field(None, description="Who enters it.")
+    kafka_sasl_password: str | None = Field(None, repr=False, description="And with what password.")
+    kafka_ssl_ca: Path | None = Field(None, description="PEM file of the brokers' authority; default: the system's.")
     ingress: Ingress = Field(Ingress.LISTENER, description="listener: replicas listen; serve: Serve proxies.")
     transport: TransportKind = Field(TransportKind.TCP, description="From replica to shard: tcp or ray.")
     snapshots: str | None = Field(None, description="Where snapshots go, a pyarrow.fs URI; default: DATA/snapshots.")
@@ -80,7 +99,7 @@ class Settings(BaseSettings):
     snapshot_every_s: float = Field(60.0, gt=0, description="Seconds between snapshots when records have come.")
     failpoints: Path | None = Field(None, description="Directory of fail points, for fault tests only.")
 
-    @field_validator("data", "tls_certificate", "failpoints")
+    @field_validator("data", "tls_certificate", "failpoints", "kafka_ssl_ca")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         """Actors and replicas read these settings in other working directories."""
@@ -97,6 +116,13 @@ class Settings(BaseSettings):
         if value & (value - 1):
             raise ValueError("must be a power of two")
         return value
+
+    @model_validator(mode="after")
+    def _login_is_whole(self) -> Settings:
+        sasl = self.kafka_security_protocol.startswith("SASL")
+        if sasl and not (self.kafka_sasl_username and self.kafka_sasl_password):
+            raise ValueError("RAZAO_KAFKA_SASL_USERNAME and RAZAO_KAFKA_SASL_PASSWORD are needed with SASL")
+        return self
 
     @property
     def snapshot_location(self) -> str:

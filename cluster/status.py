@@ -13,8 +13,13 @@ from actors.ray_calls import actor_name
 from actors.shard_client import ShardClient, ShardUnavailable
 from cluster import processes
 from cluster.data import DataDirectory, Running
+from cluster.journals import open_journal
+from cluster.plan import Plan
 from cluster.ray_node import RayNode
 from cluster.shards import shard_client
+from cluster.stores import pool_of
+from storage.journal import JournalError
+from storage.query_store import QueryStore
 
 _TIMEOUT_S: Final = 2.0
 
@@ -41,7 +46,7 @@ async def collect(data: DataDirectory) -> dict[str, Any]:
     if running is not None:
         found |= {"url": running.url, "journal": running.journal, "tls_url": running.tls_url}
         found |= {"dashboard": running.dashboard_url, "started_at": running.started_at}
-        ready, shards, lag = await asyncio.gather(_ready(running), _shards(data), _lag(running))
+        ready, shards, lag = await asyncio.gather(_ready(running), _shards(data), _lag(data))
         found |= {"ready": ready, "shards": shards, "projection": {"lag": lag}}
     listed = await asyncio.to_thread(processes.listing, secrets.engine, RayNode(data.ray))
     if holder:
@@ -76,19 +81,15 @@ async def _shard(client: ShardClient, partition: int) -> dict[str, Any]:
     return {name: getattr(stats, name) for name in shown} | {"serving": True}
 
 
-async def _lag(running: Running) -> int | None:
-    """Journal records that the query store does not have yet; None when the database does not answer."""
+async def _lag(data: DataDirectory) -> int | None:
+    """Journal records that the query store does not have yet; None when journal or database do not answer."""
+    plan = Plan.load(data)
+    journal = open_journal(plan.settings, plan.dsn)
     try:
-        connection = await asyncpg.connect(running.dsn, timeout=_TIMEOUT_S)
-    except (OSError, TimeoutError, asyncpg.PostgresError):
-        return None
-    try:
-        lag = await connection.fetchval(
-            "SELECT (SELECT coalesce(sum(next), 0) FROM journal.head)"
-            " - (SELECT coalesce(sum(next_offset), 0) FROM query.projection)"
-        )
-        return int(lag)
-    except asyncpg.PostgresError:
+        async with asyncio.timeout(_TIMEOUT_S), pool_of(plan.dsn, connections=1) as pool:
+            projected = await QueryStore(pool).projected()
+            return sum((await journal.heads()).values()) - sum(projected.values())
+    except (JournalError, OSError, TimeoutError, asyncpg.PostgresError):
         return None
     finally:
-        await connection.close(timeout=_TIMEOUT_S)
+        await journal.close()

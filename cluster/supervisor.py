@@ -1,6 +1,6 @@
 """`razao up`: starts the engine's parts in order, watches them, brings back what dies, and ends what it started.
 
-PostgreSQL, Ray and the gateway are children or marked descendants of this process. Ray heals its own: actors and
+PostgreSQL, Kafka, Ray and the gateway are children or marked descendants of this process. Ray heals its own: actors and
 replicas come back without the supervisor, which only looks after what Ray does not know.
 """
 
@@ -24,9 +24,10 @@ from cluster.gateway import Application, Gateway, GatewayConfig, GatewayError
 from cluster.plan import Plan
 from cluster.postgres import PostgresError, PostgresServer
 from cluster.ray_node import RayNode, RayNodeError
+from cluster.services.kafka import KafkaError, KafkaServer
 from cluster.settings import Ingress, Settings
 from cluster.shard_watch import ShardWatch
-from cluster.stores import prepare_stores
+from cluster.stores import broker_of, prepare_stores, settle_journal, start_broker
 from deployments.auth.keys import ensure_keys
 from deployments.listener import shared_socket
 
@@ -45,6 +46,7 @@ class Supervisor:
         self._say = say
         self._stopping = asyncio.Event()
         self._postgres: PostgresServer | None = None
+        self._kafka: KafkaServer | None = None
         self._ray: RayNode | None = None
         self._gateway: Gateway | None = None
         self._application_socket: socket.socket | None = None
@@ -67,7 +69,7 @@ class Supervisor:
             self.data.retract()
             try:
                 await self._until_stopped(self._start_and_watch(secrets, on_ready))
-            except (PostgresError, RayNodeError, GatewayError, CertificateError) as error:
+            except (PostgresError, KafkaError, RayNodeError, GatewayError, CertificateError) as error:
                 raise EngineError(str(error)) from error
             finally:
                 await self._stop(secrets)
@@ -84,7 +86,6 @@ class Supervisor:
             await task
 
     async def _start_and_watch(self, secrets: Secrets, on_ready: Callable[[], None] | None) -> None:
-        settings = self._settings
         port, tls_port = self._choose_ports()
         postgres_port, application_port = processes.free_ports(1)[0], self._hold_application_port()
         os.environ[processes.MARK] = secrets.engine  # inherited by whatever is started from here on
@@ -92,6 +93,7 @@ class Supervisor:
         ensure_keys(self.data.keys)
         self._postgres = PostgresServer(self.data.postgres, postgres_port)
         await asyncio.to_thread(self._postgres.start, progress=self._say)
+        settings = await self._settle_journal(self._postgres.dsn)
         ledger = await prepare_stores(self._postgres.dsn, settings, secrets, say=self._say)
         await self._compile()
 
@@ -119,6 +121,14 @@ class Supervisor:
             group.create_task(ShardWatch(self.data, settings.shard_stall_s, say=self._say).run())
             if on_ready is not None:
                 await asyncio.to_thread(on_ready)
+
+    async def _settle_journal(self, dsn: str) -> Settings:
+        """The settings with the ledger's journal, whose broker runs when it is one of ours."""
+        self._settings = await settle_journal(dsn, self._settings)
+        self._kafka = broker_of(self.data, self._settings)
+        if self._kafka is not None:
+            self._settings = await start_broker(self._kafka, self._settings, say=self._say)
+        return self._settings
 
     def _hold_application_port(self) -> int:
         """The port that replicas share. Bound here and not listened on, nobody else can take it while none is up."""
@@ -254,6 +264,9 @@ class Supervisor:
                 if not self._postgres.running:
                     self._say("PostgreSQL has ended; starting it again")
                     await asyncio.to_thread(self._postgres.start, progress=lambda _: None)
+                if self._kafka is not None and not self._kafka.running:
+                    self._say("Kafka has ended; starting it again")
+                    await asyncio.to_thread(self._kafka.start, progress=lambda _: None)
                 if not self._gateway.is_alive():
                     self._say("the gateway has ended; starting it again")
                     await asyncio.to_thread(self._gateway.start)
@@ -263,17 +276,17 @@ class Supervisor:
                     await asyncio.to_thread(self._ray.start)
                     await self._deploy(plan)
                 retry_s = _WATCH_S
-            except (PostgresError, RayNodeError, GatewayError, EngineError) as error:
+            except (PostgresError, KafkaError, RayNodeError, GatewayError, EngineError) as error:
                 retry_s = min(2 * retry_s, _RETRY_S_MAX)
                 self._say(f"{error}; trying again in {retry_s:.1f} s")
 
     async def _stop(self, secrets: Secrets) -> None:
-        """Close the door, then the actors, then the database. Everything acknowledged is durable at any moment."""
+        """Close the door, then the actors, then what they stand on. What was acknowledged is durable at any moment."""
         self._say("stopping")
         if self._deployer is not None and self._deployer.returncode is None:
             self._deployer.kill()
             await self._deployer.wait()
-        for part in (self._gateway, self._ray, self._postgres):
+        for part in (self._gateway, self._ray, self._kafka, self._postgres):
             if part is not None:
                 await asyncio.to_thread(part.stop)
         if self._application_socket is not None:

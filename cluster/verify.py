@@ -7,9 +7,8 @@ at its own offset, money between shards leg by leg, the balances that live shard
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -22,14 +21,12 @@ from actors.comparison import account_ids, compare
 from actors.recovery import Windows
 from actors.shard_client import ShardUnavailable
 from cluster.data import DataDirectory, EngineError
-from cluster.postgres import PostgresError, PostgresServer
-from cluster.processes import free_ports
+from cluster.journals import open_journal
 from cluster.settings import Settings
 from cluster.shards import shard_client
-from cluster.stores import kept_windows, pool_of
+from cluster.stores import kept_windows, pool_of, stores_of
 from storage.events import BALANCE, RESULT, Code, Kind, ResultFlag
-from storage.journal import Corrupt
-from storage.journal.postgres import PostgresJournal
+from storage.journal import Corrupt, Journal, JournalError
 from storage.query_store import NotYetProjected, QueryStore
 from storage.record import Reader, Record
 from storage.registry import Registry
@@ -87,7 +84,7 @@ class Report:
 class _Replay:
     """One partition, replayed as far as asked."""
 
-    def __init__(self, journal: PostgresJournal, partition: int, partitions: int, key: bytes, windows: Windows) -> None:
+    def __init__(self, journal: Journal, partition: int, partitions: int, key: bytes, windows: Windows) -> None:
         self.partition = partition
         self.book = ledger.new_book(partition, partitions, **windows._asdict())
         self.reader = Reader(journal, partition, key)
@@ -163,17 +160,19 @@ async def verify(settings: Settings, *, show_progress: bool) -> Report:
     """Verify the ledger in `settings.data`, with its engine running or not.
 
     Raises:
-        EngineError: there is no ledger, or its database cannot be reached.
+        EngineError: there is no ledger, or a server that it needs cannot be reached.
     """
     data = DataDirectory(settings.data)
     secrets = data.secrets()
     started = time.perf_counter()
     report = Report()
-    async with database_of(data) as (dsn, live):
-        journal = PostgresJournal(dsn)
+    async with stores_of(data, settings) as stores:
+        journal, live = open_journal(stores.settings, stores.dsn), stores.live
         try:
-            async with pool_of(dsn) as pool:
+            async with pool_of(stores.dsn) as pool:
                 partitions = await journal.partitions()
+                if not partitions:
+                    raise EngineError("there is no journal: nothing was ever written, or it is gone")
                 key = bytes.fromhex(secrets.ledger_key)
                 windows = await kept_windows(Registry(pool))
                 replays = [_Replay(journal, p, partitions, key, windows) for p in range(partitions)]
@@ -186,39 +185,16 @@ async def verify(settings: Settings, *, show_progress: bool) -> Report:
                 else:
                     report.skipped.append("balances of live shards: the engine is not running")
                 await _check_query_store(QueryStore(pool), replays, report, live=live)
+        except JournalError as error:
+            raise EngineError(f"the journal cannot be read: {error}") from error
         finally:
             await journal.close()
     report.seconds = time.perf_counter() - started
     return report
 
 
-@contextlib.asynccontextmanager
-async def database_of(data: DataDirectory) -> AsyncIterator[tuple[str, bool]]:
-    """The DSN of a ledger and whether its engine runs; when it does not, its PostgreSQL runs for as long as needed.
-
-    Raises:
-        EngineError: the engine is just starting or stopping, or the database does not start.
-    """
-    running = data.running()
-    if data.holder() is not None:
-        if running is None:
-            raise EngineError("the engine is starting or stopping; try again when `razao status` says that it is ready")
-        yield running.dsn, True
-        return
-    with data.lock():
-        server = PostgresServer(data.postgres, free_ports(1)[0])
-        try:
-            server.start(progress=lambda _: None)
-        except PostgresError as error:
-            raise EngineError(str(error)) from error
-        try:
-            yield server.dsn, False
-        finally:
-            server.stop()
-
-
 async def _replay_all(
-    journal: PostgresJournal, replays: list[_Replay], store: SnapshotStore, report: Report, show_progress: bool
+    journal: Journal, replays: list[_Replay], store: SnapshotStore, report: Report, show_progress: bool
 ) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
@@ -271,7 +247,7 @@ def _check_snapshot(store: SnapshotStore, replay: _Replay, file: SnapshotFile, r
         report.differs(f"{where} holds another book than replay")
 
 
-async def _check_legs(journal: PostgresJournal, replays: list[_Replay], report: Report) -> None:
+async def _check_legs(journal: Journal, replays: list[_Replay], report: Report) -> None:
     """Every credit leg must answer a debit of the same amount, and transit must hold what has no credit yet.
 
     The partitions were read one after the other: a leg may have been taken whose debit comes further on in the payer's

@@ -20,12 +20,12 @@ from actors.ray_calls import RayTransport, actor_name
 from actors.shard import ShardLimits
 from actors.shard_client import ShardClient
 from actors.transport import TcpTransport, Transport
+from cluster.journals import open_journal
 from cluster.plan import Plan
 from cluster.settings import Ingress, TransportKind
 from deployments.auth.tokens import KeyAddress, KeyFile, TokenVerifier
 from deployments.payments import Services, create_app
 from deployments.serving import Application, Spec
-from storage.journal.postgres import PostgresJournal
 from storage.query_store import QueryStore
 from storage.registry import Registry
 from storage.snapshots import SnapshotStore
@@ -35,6 +35,8 @@ _PROJECTOR_CONNECTIONS: Final = 4
 _PROJECTOR_NICENESS: Final = 5
 _SNAPSHOTS_KEPT: Final = 3
 """After a crash of the database the query store may stand behind the newest one, which is then of no use to it."""
+_TAKEOVER_S: Final = 300.0
+"""While the journal's servers are away, a shard waits for them rather than end and be started again."""
 _PROJECTOR_POLL_S: Final = (0.02, 0.1)
 """Looking every 5 ms cost more than twice the CPU a transfer, in transactions of a few rows each."""
 
@@ -45,7 +47,7 @@ def shard_config(plan: Plan, partition: int) -> ShardConfig:
     return ShardConfig(
         partition=partition,
         partitions=plan.partitions,
-        journal=partial(PostgresJournal, plan.dsn),
+        journal=partial(open_journal, settings, plan.dsn, open_timeout_s=_TAKEOVER_S),
         snapshots=partial(SnapshotStore, settings.snapshot_location, plan.ledger_key, keep=_SNAPSHOTS_KEPT),
         secret=bytes.fromhex(plan.secrets.shard_secret),
         chain_key=plan.ledger_key,
@@ -127,7 +129,7 @@ async def _projection(plan: Plan) -> Projection:
     os.nice(_PROJECTOR_NICENESS)
     pool = await asyncpg.create_pool(plan.dsn, min_size=1, max_size=_PROJECTOR_CONNECTIONS)
     return Projection(
-        PostgresJournal(plan.dsn),
+        open_journal(settings, plan.dsn),
         QueryStore(pool),
         SnapshotStore(settings.snapshot_location, plan.ledger_key, keep=_SNAPSHOTS_KEPT),
         chain_key=plan.ledger_key,

@@ -154,6 +154,11 @@ class Registry:
         )
         return bytes(await self._pool.fetchval("SELECT value FROM people.settings WHERE name = $1", name))
 
+    async def kept(self, name: str) -> bytes | None:
+        """What `keep` has kept under that name; None when nothing was."""
+        value = await self._pool.fetchval("SELECT value FROM people.settings WHERE name = $1", name)
+        return None if value is None else bytes(value)
+
 
 def _uuid(id_: Id) -> uuid.UUID:
     return uuid.UUID(int=id_[0] << 64 | id_[1])

@@ -177,6 +177,17 @@ class KafkaJournal:
         except LOST as error:
             raise JournalError(self._failure(error)) from error
 
+    async def identity(self) -> str:
+        """Which log this is, among all that there are: the cluster's own id, and the topic.
+
+        Raises:
+            JournalError: the journal cannot be reached.
+        """
+        try:
+            return f"kafka {(await self._client.leaders()).cluster}/{self._topic}"
+        except LOST as error:
+            raise JournalError(self._failure(error)) from error
+
     async def open(self, partition: int, payload: bytes) -> KafkaWriter:
         """Take the partition over: append an open record that carries `payload`. Its offset is the writer's epoch.
 

@@ -88,6 +88,7 @@ class KafkaAddress:
 class Leaders(NamedTuple):
     """What the cluster says of the topic."""
 
+    cluster: str  # its id, made with it and never changed
     brokers: Mapping[int, tuple[str, int]]  # node → host and port
     controller: int
     partitions: Mapping[int, int]  # partition → leading node, -1 = none now; empty when there is no such topic
@@ -325,7 +326,7 @@ def _leaders(answer: Any) -> Leaders:
         for _, partition, leader, copies, *_ in found:
             partitions[partition] = leader
             replicas.append(len(copies))
-    return Leaders(brokers, answer.controller_id, partitions, min(replicas, default=0))
+    return Leaders(answer.cluster_id, brokers, answer.controller_id, partitions, min(replicas, default=0))
 
 
 def _raise_for(code: int) -> None:

@@ -34,7 +34,8 @@ class TopicSettings:
     """Copies of each partition. With three, two must have a record before it is acknowledged."""
 
     flush_messages: int | None = 1
-    """Records between flushes to the disk; None: as the broker has it, right where other replicas have copies."""
+    """Records between flushes to the disk, where an acknowledged record may have no second copy; None: as the broker
+    has it."""
 
     @property
     def in_sync(self) -> int:
@@ -56,7 +57,8 @@ def _at_least(value: int) -> _Rule:
     return _Rule(str(value), lambda found: int(found) >= value, "at least ")
 
 
-def _rules(settings: TopicSettings) -> dict[str, _Rule]:
+def _rules(settings: TopicSettings, *, copied: bool) -> dict[str, _Rule]:
+    """`copied`: every record has a second copy before it is acknowledged."""
     rules = {
         "cleanup.policy": _exactly("delete"),
         "retention.ms": _exactly("-1"),
@@ -67,7 +69,7 @@ def _rules(settings: TopicSettings) -> dict[str, _Rule]:
         "max.message.bytes": _at_least(RECORD_BYTES_MAX),
         "min.insync.replicas": _at_least(settings.in_sync),
     }
-    if settings.flush_messages is not None:
+    if settings.flush_messages is not None and not copied:
         rules["flush.messages"] = _exactly(str(settings.flush_messages))
     return rules
 
@@ -85,13 +87,13 @@ async def ensure(client: TopicClient, partitions: int, settings: TopicSettings) 
         existing = await _appeared(client)
     if existing != partitions:
         raise JournalError(f"the ledger has {existing} partitions, not {partitions}")
-    found = await _settings_of(client)
+    found, replicas = await _settings_of(client), (await client.leaders()).replicas
+    rules = _rules(settings, copied=min(replicas - 1, int(found.get("min.insync.replicas", 1))) > 1)
     wrong = [
         f"{name} is {found.get(name, 'unknown')}, must be {rule.words}{rule.wanted}"
-        for name, rule in _rules(settings).items()
+        for name, rule in rules.items()
         if name not in found or not rule.holds(found[name])
     ]
-    replicas = (await client.leaders()).replicas
     if replicas < settings.replication:
         wrong.append(f"it has {replicas} replicas, must have at least {settings.replication}")
     if wrong:
@@ -99,7 +101,8 @@ async def ensure(client: TopicClient, partitions: int, settings: TopicSettings) 
 
 
 async def _make(client: TopicClient, partitions: int, settings: TopicSettings) -> None:
-    wanted = [(name, rule.wanted) for name, rule in _rules(settings).items()]
+    rules = _rules(settings, copied=settings.in_sync > 1)
+    wanted = [(name, rule.wanted) for name, rule in rules.items()]
     topic: tuple[Any, ...] = (client.topic, partitions, settings.replication, [], wanted)
     answer = await client.ask(CreateTopicsRequest([topic], _TIMEOUT_MS, validate_only=False))
     (outcome,) = answer.topic_errors

@@ -243,6 +243,10 @@ class PostgresJournal:
             return 0
         return int(str(await self._value("SELECT count(*) FROM journal.head")))
 
+    async def identity(self) -> str:
+        """Which log this is: the one of the database that the ledger is in, since no database has two."""
+        return "postgres"
+
     async def open(self, partition: int, payload: bytes) -> PostgresWriter:
         """Take the partition over: append an open record that carries `payload`. Its offset is the writer's epoch.
 
