@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import socket
@@ -20,7 +19,7 @@ from typing import Any, Final, cast
 import ray
 from ray.actor import ActorHandle
 
-from actors import shard_server
+from actors import garbage, shard_server
 from actors.directory import NAME, NAMESPACE, locate_by
 from actors.failpoints import failpoints
 from actors.frames import FrameType
@@ -122,8 +121,7 @@ class AccountShard:
 
     async def _serve(self) -> None:
         await self._shard.start()
-        gc.collect()
-        gc.freeze()  # a collection that walks through every module would be a pause that clients notice
+        garbage.calm()
         self._port = await self._server.start(self._config.host, self._config.port)
         self._ready.set()
         _LOG.info("%s serves epoch %d on %s:%d", self._name, self._shard.epoch, self._config.host, self._port)

@@ -17,6 +17,7 @@ import asyncpg
 import ray
 from ray.actor import ActorHandle
 
+from actors import garbage
 from actors.directory import NAMESPACE
 from actors.projection import Projection
 from storage.journal import Corrupt
@@ -70,6 +71,7 @@ class Projector:
             try:
                 if self._projection is None:
                     self._projection = await self._config.projection()
+                    garbage.calm()
                 await self._projection.run(self._caught_up)
             except Corrupt as error:
                 self._broken = str(error)

@@ -12,7 +12,6 @@ of them through `record_autoscaling_stats`, `check_health` and `__del__`.
 from __future__ import annotations
 
 import asyncio
-import gc
 import hashlib
 import json
 import logging
@@ -32,6 +31,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.lifespan.on import LifespanOn
 
+from actors import garbage
 from deployments.admission import LATENCY_BUCKETS_S, Admission
 from deployments.listener import Listener
 
@@ -167,9 +167,7 @@ class Replica:
             root_path = place.route_prefix.rstrip("/")
             self._listener = Listener(self._admission, place.host, place.port, root_path=root_path)
             await self._listener.start()
-        # What is here now stays: the garbage collector need not walk through half a million objects again and again.
-        gc.collect()
-        gc.freeze()
+        garbage.calm()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """What Serve's proxies reach."""
