@@ -43,7 +43,8 @@ _STATUSES: Final = 600
 class Admission:
     """At most `max_in_progress` requests inside `app`, at most `max_waiting` before it, each for `max_wait_s`.
 
-    Paths in `exempt` are neither counted nor refused: a health check must be answered by a replica that is full.
+    Paths in `exempt` are neither counted nor refused: a health check must be answered by a replica that is full, and a
+    stream of events, which lasts and has limits of its own, is no work in progress.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Admission:
         max_in_progress: int = 512,
         max_waiting: int = 1024,
         max_wait_s: float = 5.0,
-        exempt: frozenset[str] = frozenset({"/healthz"}),
+        exempt: frozenset[str] = frozenset({"/healthz", "/v1/events"}),
     ) -> None:
         self._app = app
         self.max_in_progress = max_in_progress

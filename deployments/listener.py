@@ -68,6 +68,7 @@ def shared_socket(host: str, port: int) -> socket.socket:
 class Listener:
     """Serves `app` on `host:port` from the running loop; `port` 0 takes a free one, then found in `port`.
 
+    An answer that goes on (events) must end when `scope["razao.draining"]`, an asyncio.Event, is set.
     `root_path`: the prefix below which the application is mounted, as Serve's proxy would set it. `keep_alive_s` is
     longer than any gateway keeps an idle connection, so that it is never we who close one that it is about to use.
     """
@@ -79,7 +80,7 @@ class Listener:
         self.port = port
         self._app = app
         self._root_path = root_path
-        self._draining = False
+        self._draining = asyncio.Event()
         self._socket: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
         config = uvicorn.Config(
@@ -118,7 +119,7 @@ class Listener:
     @property
     def alive(self) -> bool:
         """Whether it accepts connections."""
-        return self._task is not None and not self._task.done() and not self._draining
+        return self._task is not None and not self._task.done() and not self._draining.is_set()
 
     async def start(self) -> None:
         """Bind and accept. Raises PortTaken, see `shared_socket`."""
@@ -141,7 +142,7 @@ class Listener:
         if self._task is None or self._socket is None:
             return 0
         deadline = time.monotonic() + timeout_s
-        self._draining = True
+        self._draining.set()
         await self._leave_the_port(self._socket)
         for connection in list(self._server.server_state.connections):
             cycle = getattr(connection, "cycle", None)
@@ -191,7 +192,8 @@ class Listener:
         # Not a coroutine function: one frame less per request.
         if self._root_path:
             scope["root_path"] = self._root_path
-        return self._app(scope, receive, _closing(send) if self._draining else send)
+        scope["razao.draining"] = self._draining
+        return self._app(scope, receive, _closing(send) if self._draining.is_set() else send)
 
 
 def _closing(send: Send) -> Send:

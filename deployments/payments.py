@@ -16,13 +16,16 @@ from typing import Any, Final
 
 import asyncpg
 from starlette.routing import Match, Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from actors.shard_client import ShardStats, ShardUnavailable
+from deployments import asyncapi
 from deployments.auth.middleware import AuthenticationMiddleware, BearerBackend, GatewayMiddleware
 from deployments.edge import Edge
 from deployments.openapi import Operation, docs_page, document
 from deployments.payments_call import Answer, Call, json_answer
+from deployments.payments_events import PATH as EVENTS
+from deployments.payments_events import EventStream
 from deployments.payments_routes import INTRODUCTION, api_operations
 from deployments.payments_schema import Health, ShardHealth
 from deployments.payments_services import Services
@@ -54,16 +57,19 @@ _HEALTH_TIMEOUT_S: Final = 1.0
 _DRIVER_ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 
 
-def create_app(services: Services) -> Edge:
+def create_app(services: Services) -> ASGIApp:
     """The ASGI application. How many requests may be at work is decided around it (`deployments/admission.py`)."""
     backend = BearerBackend(services.verifier, "payments")
-    payments = Payments(services)
-    secured = AuthenticationMiddleware(payments, backend, is_public)
-    return Edge(
-        GatewayMiddleware(secured, services.gateway_secret),
-        deadline_s=services.deadline_s,
-        translate=translate,
-    )
+    secured = AuthenticationMiddleware(Payments(services), backend, is_public)
+    guarded = GatewayMiddleware(secured, services.gateway_secret)
+    calls = Edge(guarded, deadline_s=services.deadline_s, translate=translate)
+    lifetime_s = services.event_limits.lifetime_s + services.event_limits.send_s
+    streams = Edge(guarded, deadline_s=services.deadline_s + lifetime_s, translate=translate)
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        await (streams if scope.get("path") == EVENTS else calls)(scope, receive, send)
+
+    return application
 
 
 def is_public(path: str) -> bool:
@@ -94,12 +100,16 @@ class Payments:
         self._openapi = json.dumps(
             document(TITLE, _version(), INTRODUCTION, self.operations), ensure_ascii=False, indent=1
         ).encode()
+        self._asyncapi = json.dumps(asyncapi.document(TITLE, _version(), EVENTS), ensure_ascii=False, indent=1).encode()
         self._docs = docs_page(TITLE, _introduction_html(), self.operations)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         operation, path = self._find(scope)
-        answer: Answer = await operation.handler(Call(self._services, scope, receive, path))
+        answer: Answer | EventStream = await operation.handler(Call(self._services, scope, receive, path))
+        if isinstance(answer, EventStream):
+            await answer.answer(receive, send, head=scope["method"] == "HEAD")
+            return
         body = answer.body
         answer.headers.append((b"content-length", b"%d" % len(body)))
         await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
@@ -144,6 +154,10 @@ class Payments:
                 response=Health, problems=(UNAVAILABLE,),
             ),
             Operation("GET", "/openapi.json", "openapi", "This contract as OpenAPI 3.1", "", self._get_openapi),
+            Operation(
+                "GET", "/asyncapi.json", "asyncapi", "The events as AsyncAPI 3.0",
+                "Every type of event with its schema, for `/v1/events` and for the topic.", self._get_asyncapi,
+            ),
             Operation("GET", "/docs", "docs", "This contract for people", "", self._get_docs, media_types=html),
             Operation("GET", "/", "index", "Where things are", "", _get_index, media_types=html),
             Operation("GET", "/problems", "problems", "All problem types", "", _get_problems, media_types=html),
@@ -181,6 +195,9 @@ class Payments:
     async def _get_openapi(self, _: Call) -> Answer:
         return Answer(200, self._openapi, [(b"content-type", b"application/json"), _HTML[1]])
 
+    async def _get_asyncapi(self, _: Call) -> Answer:
+        return Answer(200, self._asyncapi, [(b"content-type", b"application/json"), _HTML[1]])
+
     async def _get_docs(self, _: Call) -> Answer:
         return Answer(200, self._docs, list(_PAGE_HEADERS))
 
@@ -191,6 +208,7 @@ async def _get_index(_: Call) -> Answer:
         for path, text in (
             ("/docs", "all calls, with examples"),
             ("/openapi.json", "the same as OpenAPI 3.1"),
+            ("/asyncapi.json", "the events as AsyncAPI 3.0"),
             ("/problems", "what can go wrong"),
             ("/healthz", "whether every shard serves"),
         )
@@ -214,7 +232,9 @@ async def _no_endpoint(_: Any) -> Any:
 
 
 def _introduction_html() -> str:
-    return "".join(f"<p>{prose(paragraph)}</p>" for paragraph in INTRODUCTION.split("\n\n"))
+    paragraphs = "".join(f"<p>{prose(paragraph)}</p>" for paragraph in INTRODUCTION.split("\n\n"))
+    links = "<a href='/openapi.json'>calls</a>, <a href='/asyncapi.json'>events</a>"
+    return f"{paragraphs}<p>For programs: {links}.</p>"
 
 
 def _version() -> str:

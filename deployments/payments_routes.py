@@ -6,6 +6,7 @@ from typing import Final
 
 from deployments import payments_accounts as accounts
 from deployments import payments_batch as batch
+from deployments import payments_events as events
 from deployments import payments_transfers as transfers
 from deployments.openapi import Operation, Parameter
 from deployments.payments_schema import (
@@ -191,5 +192,18 @@ def api_operations() -> tuple[Operation, ...]:
             (_ACCOUNT, Parameter("from", "query", "The earliest instant.", _TIME),
              Parameter("to", "query", "The instant before which they lie.", _TIME), _CURSOR, _LIMIT, _POSITION),
             (UNKNOWN_ACCOUNT, NOT_CAUGHT_UP),
+        ),
+        Operation(
+            "GET", events.PATH, "streamEvents", "What happens to the caller's accounts, as it happens",
+            "Server-sent events; each carries a CloudEvent, described in `/asyncapi.json`. At least once, and in order "
+            "for each account. Whoever comes back with the id of the last event gets all that came after it; without "
+            "one, a stream begins now. Accounts opened later are included. A stream ends when the token does, after "
+            "15 minutes, or when its reader is too slow: come back with the last id.",
+            events.get_events, "ledger:read", None, None, 200,
+            (Parameter("Last-Event-ID", "header", "The id of the last event that arrived.", {"type": "string"}),
+             Parameter("last_event_id", "query", "The same, for who cannot send the header.", {"type": "string"}),
+             Parameter("from", "query", "Begin with what happened at this instant.", _TIME),
+             Parameter("account", "query", "One account only; operators may name any.", {"type": "string"}), _POSITION),
+            (UNKNOWN_ACCOUNT, NOT_CAUGHT_UP), (), ("text/event-stream",),
         ),
     )  # fmt: skip

@@ -7,6 +7,8 @@ from typing import Final
 
 from actors.shard_client import ShardClient
 from deployments.auth.tokens import TokenVerifier
+from deployments.payments_events import EventStreams, Limits
+from storage.feed import Feed
 from storage.query_store import QueryStore
 from storage.registry import Registry, owner_hash
 
@@ -46,9 +48,12 @@ class Services:
     hold_default_s: int = 7 * 86_400
     hold_max_s: int = 30 * 86_400
     repeated_tax_ids: bool = False
+    event_limits: Limits = field(default_factory=Limits)
     actors: Actors = field(init=False)
+    events: EventStreams = field(init=False)
     batch_bytes: int = field(init=False, default=0)  # bodies of batches at work
 
     def __post_init__(self) -> None:
-        """Remember owner hashes."""
+        """Remember owner hashes, and count streams."""
         self.actors = Actors(self.ledger_key)
+        self.events = EventStreams(Feed(self.store.pool, self.client.partitions), self.event_limits)

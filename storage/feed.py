@@ -9,8 +9,9 @@ several partitions keeps a place for each, a `Cursor`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -120,8 +121,8 @@ class News:
 class Feed:
     """The feed of a ledger with `partitions` partitions. However many read, it takes one connection of the pool.
 
-    It keeps that one, on which news can be listened for as well, until `close`. Every read is one statement. While the
-    database is away, reads end with what the driver raises, and the next one tries again.
+    From `listen` to `close` it keeps that one, on which the news come; otherwise it gives it back after each read.
+    While the database is away, reads end with what the driver raises, and the next one tries again.
     """
 
     def __init__(self, pool: asyncpg.Pool[asyncpg.Record], partitions: int) -> None:
@@ -187,11 +188,9 @@ class Feed:
 
     async def stretch(self, partition: int, place: int, until: int, limit: int) -> list[Happening]:
         """The next events of a whole partition behind `place`, up to and including the place `until`."""
-        async with self._lock:
-            connection = await self._connected()
-            async with connection.transaction(readonly=True):
-                await connection.execute(_BY_PARTITION)
-                rows = await connection.fetch(_OF_PARTITION, partition, place, until, limit)
+        async with self._own_connection() as connection, connection.transaction(readonly=True):
+            await connection.execute(_BY_PARTITION)
+            rows = await connection.fetch(_OF_PARTITION, partition, place, until, limit)
         return [Happening(*row) for row in rows]
 
     async def published(self, sink: str) -> dict[int, int]:
@@ -215,10 +214,18 @@ class Feed:
     # -- the connection -----------------------------------------------------------------------------------------------
 
     async def _fetch(self, statement: str, *arguments: object) -> list[Any]:
-        async with self._lock:
-            connection = await self._connected()
+        async with self._own_connection() as connection:
             rows: list[Any] = await connection.fetch(statement, *arguments)
         return rows
+
+    @contextlib.asynccontextmanager
+    async def _own_connection(self) -> AsyncIterator[Any]:
+        async with self._lock:
+            try:
+                yield await self._connected()
+            finally:
+                if self._listener is None:
+                    await self._release()
 
     async def _connected(self) -> Any:
         if self._connection is not None and self._connection.is_closed():

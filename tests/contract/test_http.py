@@ -9,6 +9,7 @@ import pytest
 
 from cluster.postgres import PostgresServer
 from tests.contract.http_engine import Engine, LiveEngine, new_database
+from tests.contract.http_events import EventsSuite
 from tests.contract.http_suite import HttpSuite, world
 
 __all__ = ["world"]
@@ -24,3 +25,7 @@ def live_engine(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPa
 
 class TestHttp(HttpSuite):
     """All of it."""
+
+
+class TestEvents(EventsSuite):
+    """The same."""

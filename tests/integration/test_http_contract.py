@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.contract.http_engine import LiveEngine
+from tests.contract.http_events import EventsSuite
 from tests.contract.http_suite import HttpSuite, world
 from tests.engine import Engine
 
@@ -33,3 +34,7 @@ def live_engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 
 class TestHttp(HttpSuite):
     """All of it."""
+
+
+class TestEvents(EventsSuite):
+    """The same."""
