@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from pydantic import ValidationError
@@ -14,6 +15,9 @@ from rich.table import Table
 
 from cluster.data import DataDirectory, EngineError
 from cluster.settings import JournalKind, Settings
+
+if TYPE_CHECKING:
+    from cluster.services.manager import State
 
 app = typer.Typer(
     name="razao",
@@ -178,6 +182,87 @@ def rebuild(data: Data = None) -> None:
         asyncio.run(run(_settings(data=data), say=lambda line: out.print(line, markup=False)))
     except EngineError as error:
         fail(str(error), 1)
+
+
+services = typer.Typer(
+    help="Real servers out of package registries alone: kafka, mongo (its protocol), keycloak. Loopback only.",
+    no_args_is_help=True,
+)
+app.add_typer(services, name="services")
+
+
+class ServiceName(StrEnum):
+    """The servers that there are."""
+
+    KAFKA = "kafka"
+    MONGO = "mongo"
+    KEYCLOAK = "keycloak"
+
+
+Named = Annotated[list[ServiceName] | None, typer.Argument(metavar="[kafka] [mongo] [keycloak]", show_default=False)]
+
+
+@services.command("up")
+def services_up(
+    names: Named = None,
+    data: Data = None,
+    secure: Annotated[bool | None, typer.Option(help="Kafka with TLS and a login, or without.")] = None,
+    realms: Annotated[Path | None, typer.Option(help="Directory of realm files that Keycloak imports.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Start servers that go on when this command ends, and print what to set; no names: kafka and mongo."""
+    from cluster.services.child import ServiceError
+    from cluster.services.manager import Services
+
+    try:
+        console = err if as_json else out
+        states = Services(_directory(data).root).up(
+            names or [], secure=secure, realms=realms, say=lambda line: console.print(line, markup=False)
+        )
+    except ServiceError as error:
+        fail(str(error), 1)
+    _show_services(states, as_json)
+
+
+@services.command("down")
+def services_down(names: Named = None, data: Data = None) -> None:
+    """End the servers that were started here; no names: all of them. Their data stays."""
+    from cluster.services.child import ServiceError
+    from cluster.services.manager import Services
+
+    try:
+        ended = Services(_directory(data).root).down(names or [])
+    except ServiceError as error:
+        fail(str(error), 1)
+    out.print(f"ended: {', '.join(ended)}" if ended else "nothing ran", markup=False)
+
+
+@services.command("status")
+def services_status(names: Named = None, data: Data = None, as_json: Json = False) -> None:
+    """Show the servers that were ever started here and what to set for them; exit 3 when one of them does not run."""
+    from cluster.services.child import ServiceError
+    from cluster.services.manager import Services
+
+    try:
+        states = Services(_directory(data).root).status(names or [])
+    except ServiceError as error:
+        fail(str(error), 1)
+    _show_services(states, as_json)
+    if not all(state.running for state in states):
+        raise typer.Exit(3)
+
+
+def _show_services(states: list[State], as_json: bool) -> None:
+    if as_json:
+        out.print(json.dumps({"services": [state.as_dict() for state in states]}), markup=False)
+        return
+    for state in states:
+        pids = ", ".join(f"{part} {pid}" for part, pid in state.pids.items())
+        out.print(f"# {state.name}: {f'port {state.port}, {pids}' if state.running else 'does not run'}", markup=False)
+        for name, value in state.settings.items():
+            out.print(f"{name}={value}", markup=False)
+    if not states:
+        out.print("no services were started here", markup=False)
 
 
 def _run_demo(directory: DataDirectory) -> None:

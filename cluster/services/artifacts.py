@@ -202,13 +202,19 @@ def _cause(error: BaseException) -> str:
 
 
 def pin(coordinates: list[str]) -> list[Pin]:
-    """Resolve coordinates with what they need at run time, as they are published today."""
+    """Resolve jars with what they need at run time, and other packagings (`...:zip`) by themselves, as published."""
     from jgo.maven import MavenContext  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as scratch:
         context = MavenContext(repo_cache=Path(scratch), timeout=_TIMEOUT_S)
-        asked, needed = context.resolver.resolve([context.create_dependency(f"{one}!") for one in coordinates])
+        # The mark says: what one artifact's parent manages is nothing to the others.
+        jars = [context.create_dependency(f"{one}!") for one in coordinates if one.count(":") == 2]
+        asked, needed = context.resolver.resolve(jars) if jars else ([], [])
         found = [one.artifact for one in (*asked, *needed)]
+        for one in coordinates:
+            if one.count(":") == 3:
+                group, artifact, version, packaging = one.split(":")
+                found.append(context.project(group, artifact).at_version(version).artifact(packaging=packaging))
         return [Pin(one.groupId, one.artifactId, one.version, one.packaging, _sha256(one.resolve())) for one in found]
 
 

@@ -22,7 +22,11 @@ _LAST_WORDS_BYTES: Final = 3000
 _POLL_S: Final = 0.02
 
 
-class ChildError(Exception):
+class ServiceError(Exception):
+    """A server of this package could not be made, started or stopped; the message tells the operator why."""
+
+
+class ChildError(ServiceError):
     """A server ended at its start or was not ready in time; the message has its last words."""
 
 

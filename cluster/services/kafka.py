@@ -20,17 +20,19 @@ import secrets
 import shutil
 import subprocess
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
+
+import psutil
 
 from cluster.certificates import ensure_certificate
 from cluster.data import write_private
 from cluster.processes import free_ports, port_is_free
 from cluster.services.aot import archive_options
 from cluster.services.artifacts import ArtifactError, fetch
-from cluster.services.child import Child, ChildError
+from cluster.services.child import Child, ChildError, ServiceError, working_in
 from cluster.services.java import JavaError, java_command, java_environment
 
 USER: Final = "razao"
@@ -83,12 +85,14 @@ SETTINGS: Final[Mapping[str, str]] = {
 logger = logging.getLogger(__name__)
 
 
-class KafkaError(Exception):
+class KafkaError(ServiceError):
     """The broker could not be made, started or stopped; the message has its last words."""
 
 
 class KafkaServer:
     """One broker in `directory`, served on 127.0.0.1:`port`. Not thread-safe; one owner at a time."""
+
+    parts: ClassVar[Sequence[str]] = ("kafka",)
 
     def __init__(
         self,
@@ -105,6 +109,7 @@ class KafkaServer:
         self.port = port
         self.secure = secure
         self.data = self.directory / "data"
+        self.log = self.directory / "server.log"
         self._settings = {**SETTINGS, **(settings or {})}
         self._heap_mb = heap_mb
         self._env = dict(env or {})
@@ -112,7 +117,7 @@ class KafkaServer:
         self._password_file = self.directory / "password"
         self._tls = self.directory / "tls"
         self._temporary = self.directory / "tmp"
-        self._child = Child(self.directory, MAIN_CLASS, self.directory / "server.log")
+        self._child = Child(self.directory, MAIN_CLASS, self.log)
         self._training: list[str] = []
 
     @property
@@ -143,6 +148,16 @@ class KafkaServer:
             "sasl_password": self._password_file.read_text().strip(),
             "ssl_ca": str(self._tls / "localhost.crt"),
         }
+
+    @property
+    def engine_settings(self) -> dict[str, str]:
+        """What to set so that an engine uses it."""
+        login = self.client_settings if self.secure else {}
+        return {f"RAZAO_KAFKA_{name.upper()}": value for name, value in {"bootstrap": self.bootstrap, **login}.items()}
+
+    def found(self) -> dict[str, psutil.Process]:
+        """The live broker of this directory, whoever started it."""
+        return dict(zip(self.parts, working_in(self.directory, MAIN_CLASS), strict=False))
 
     def start(self, *, timeout_s: float = 60.0, progress: Callable[[str], None] | None = None) -> None:
         """Bring what it needs, make its storage when new, end what a dead owner left, start, wait until it serves.
