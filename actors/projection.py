@@ -57,7 +57,8 @@ class Limits(NamedTuple):
     snapshot_records: int = 20_000
     snapshot_rows: int = 20_000_000
     snapshot_s: float = 60.0  # when records have come
-    poll_s: tuple[float, float] = (0.005, 0.1)  # while records come, and after long silence
+    poll_s: tuple[float, float] = (0.1, 0.25)  # while records come, and after long silence, if nobody waits
+    wanted_s: float = 0.005  # between two looks when somebody does
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +311,8 @@ class Projection:
         )  # fmt: skip
         self._limits = limits
         self._checked = 0.0
+        self._wanted = asyncio.Event()
+        self._ear = store.wanted(self._wanted.set)
 
     async def open(self) -> None:
         """Make the store's tables if they are missing, and take every partition up where the store is.
@@ -360,6 +363,8 @@ class Projection:
                 if not opened:
                     await self.open()
                     opened = True
+                await self._ear.ensure()
+                self._wanted.clear()
                 moved = await self.catch_up()
                 caught_up()
                 pause = self._limits.poll_s[0] if moved else min(pause * 1.2, self._limits.poll_s[1])
@@ -371,12 +376,15 @@ class Projection:
             except (JournalError, *_STORE_AWAY) as error:
                 _LOG.warning("the projection waits: %r", error)
                 pause = min(max(pause, _RETRY_S[0]) * 2, _RETRY_S[1])
-            await asyncio.sleep(pause)
+            await asyncio.sleep(min(pause, self._limits.wanted_s))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wanted.wait(), pause - self._limits.wanted_s)
 
     async def close(self) -> None:
         """Stop what is under way."""
         for part in self.parts:
             await part.close()
+        await self._ear.close()
 
     def stats(self) -> list[PartitionStats]:
         """How far each partition is."""

@@ -31,14 +31,12 @@ from storage.registry import Registry
 from storage.snapshots import SnapshotStore
 
 _REPLICA_CONNECTIONS: Final = 8
-_PROJECTOR_CONNECTIONS: Final = 4
+_PROJECTOR_CONNECTIONS: Final = 5
 _PROJECTOR_NICENESS: Final = 5
 _SNAPSHOTS_KEPT: Final = 3
 """After a crash of the database the query store may stand behind the newest one, which is then of no use to it."""
 _TAKEOVER_S: Final = 300.0
 """While the journal's servers are away, a shard waits for them rather than end and be started again."""
-_PROJECTOR_POLL_S: Final = (0.02, 0.1)
-"""Looking every 5 ms cost more than twice the CPU a transfer, in transactions of a few rows each."""
 
 
 def shard_config(plan: Plan, partition: int) -> ShardConfig:
@@ -137,6 +135,5 @@ async def _projection(plan: Plan) -> Projection:
         limits=Limits(
             snapshot_records=settings.snapshot_every_records,
             snapshot_s=settings.snapshot_every_s,
-            poll_s=_PROJECTOR_POLL_S,
         ),
     )

@@ -14,7 +14,7 @@ import contextlib
 import struct
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -27,6 +27,7 @@ from storage import copy_format
 from storage.copy_format import Rows
 from storage.events import AccountStatus, Code, Kind
 from storage.ids import Id
+from storage.listening import Ear
 
 VERSION: Final = 2
 """Of the tables. A store of another version is dropped by `create`, and the projector fills it again."""
@@ -37,6 +38,8 @@ _INT64_MAX: Final = 2**63 - 1
 _MASK64: Final = 2**64 - 1
 _POLL_S: Final = (0.002, 0.025)
 _LIMIT_MAX: Final = 1000
+_WANTED: Final = "razao_wanted"
+"""The channel on which readers who wait call the projector."""
 
 TRANSFER: Final = np.dtype(
     [
@@ -349,6 +352,10 @@ class QueryStore:
                 return found
             await self._wait(self._watching, seen, deadline)
 
+    def wanted(self, heard: Callable[[], None]) -> Ear:
+        """Hears whenever somebody waits for what is not projected yet."""
+        return Ear(self.pool, _WANTED, heard)
+
     async def close(self) -> None:
         """End the poller. The pool belongs to whoever made it."""
         if self._poller is not None:
@@ -386,6 +393,9 @@ class QueryStore:
                 _answer(future, reached=failure is None and seen != before, late=now >= deadline, failure=failure)
             pause = _POLL_S[0] if seen != last else min(pause * 1.5, _POLL_S[1])
             last = seen
+            if failure is None and (self._waiting or self._watching):
+                with contextlib.suppress(Exception):  # the next look meets what is wrong too
+                    await self.pool.execute("SELECT pg_notify($1, '')", _WANTED)
             await asyncio.sleep(_POLL_S[0])
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._joined.wait(), pause - _POLL_S[0])

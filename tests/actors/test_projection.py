@@ -19,6 +19,7 @@ from storage import record
 from storage.events import Code, Kind
 from storage.journal import Corrupt, Writer
 from storage.journal.postgres import PostgresJournal
+from storage.listening import is_gone
 from storage.query_store import Chunk, Overtaken, QueryStore
 from storage.snapshots import SnapshotStore
 from tests.actors.projection_history import PARTITIONS, SMALL, UTC_OFFSET_S, History, Recorded
@@ -437,6 +438,35 @@ async def test_a_store_that_is_reset_under_a_running_projection_is_filled_again(
         await as_the_history_says(store, history)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_reader_who_waits_calls_the_projector(
+    journal: PostgresJournal, log: Log, store: QueryStore, snapshots: SnapshotStore
+) -> None:
+    history = await written(History(93), log, steps=20)
+    async with projecting(journal, store, snapshots, poll_s=(3_600.0, 3_600.0), wanted_s=0.001) as projection:
+        running = asyncio.create_task(projection.run())
+        for _ in range(3):
+            await written(history, log, steps=5)
+            heads = {p: head - 1 for p, head in (await journal.heads()).items()}
+            await store.wait_for(heads, asyncio.get_running_loop().time() + 20)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_an_ear_that_was_lost_hears_again(store: QueryStore, database: str) -> None:
+    heard = asyncio.Event()
+    ear = store.wanted(heard.set)
+    await ear.ensure()
+    killer = await asyncpg.connect(database)
+    assert await killer.fetch(_KILL.replace("%query.%", "LISTEN%"))
+    while not is_gone(ear._connection):  # noqa: ASYNC110 - the driver sets no event
+        await asyncio.sleep(0.001)
+    await ear.ensure()
+    await killer.execute("NOTIFY razao_wanted")
+    await asyncio.wait_for(heard.wait(), 10)
+    await ear.close()
+    await killer.close()
 
 
 async def test_two_projections_at_once_still_project_everything_once(
