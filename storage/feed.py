@@ -206,6 +206,11 @@ class Feed:
             sink, partition, place,
         )  # fmt: skip
 
+    async def beginning(self, partition: int) -> int:
+        """A place before all events of a partition, close to the first: every account's first event is its opening."""
+        first = await self._fetch("SELECT min(at) FROM query.account_changes WHERE partition = $1", partition)
+        return 2 * int(first[0][0] or 0)
+
     async def summarize(self) -> None:
         """Tell the block ranges of what was added since: unsummarised ones would all be read each time."""
         for index in ("entries_in_order", "account_changes_in_order"):

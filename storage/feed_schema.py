@@ -192,6 +192,17 @@ class Happening(NamedTuple):
         return f"{self.partition}-{self.at}-{self.side}"
 
 
+class Message(NamedTuple):
+    """An event on its way to somebody. The events of one account are to arrive in their order."""
+
+    account: int
+    body: bytes
+
+
+class SinkAway(Exception):  # noqa: N818 - what it is
+    """Whoever is to get a batch did not take it, or it is not known whether. It may be sent again."""
+
+
 def encode(happening: Happening, source: str = SOURCE) -> bytes:
     """The event as JSON, on one line."""
     return _encoder.encode(

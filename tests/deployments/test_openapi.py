@@ -22,7 +22,8 @@ CALLS = {
     "GET /v1/accounts/{id}/balance", "GET /v1/accounts/{id}/entries", "POST /v1/deposits", "POST /v1/withdrawals",
     "POST /v1/transfers", "POST /v1/transfers/{id}/post", "POST /v1/transfers/{id}/void",
     "POST /v1/transfers/{id}/refunds", "GET /v1/transfers/{id}", "POST /v1/transfers/batch", "GET /healthz",
-    "GET /v1/events", "GET /openapi.json", "GET /asyncapi.json", "GET /docs", "GET /", "GET /problems", "GET /problems/{name}",
+    "GET /v1/events", "GET /openapi.json", "GET /asyncapi.json", "GET /docs", "GET /", "GET /problems",
+    "GET /problems/{name}",
 }  # fmt: skip
 
 

@@ -1,0 +1,93 @@
+"""The feed's topic on Kafka: every event as a CloudEvent in structured mode, keyed by its account.
+
+By aiokafka's idempotent producer, which keeps the order of an account's events through its retries. CloudEvents Kafka
+protocol binding 1.0.2, 3.3.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+
+from storage.feed_schema import MEDIA_TYPE, Message, SinkAway
+from storage.journal.kafka_client import KafkaAddress
+
+TOPIC: Final = "razao.events"
+_HEADERS: Final = [("content-type", MEDIA_TYPE.encode())]
+_SEND_S: Final = 30.0
+_CLOSE_S: Final = 5.0
+
+
+@dataclass(slots=True)
+class KafkaSink:
+    """Sends events to `topic`, which is made with `partitions` if it is not there."""
+
+    address: KafkaAddress
+    topic: str = TOPIC
+    partitions: int = 8
+    replication: int = 1
+    send_s: float = _SEND_S
+    _producer: AIOKafkaProducer | None = field(default=None, init=False)
+
+    @property
+    def name(self) -> str:
+        """Under which progress is kept: a topic is one whatever address it is reached at."""
+        return f"kafka:{self.topic}"
+
+    async def send(self, messages: Sequence[Message]) -> None:
+        """Return when every replica in sync has all of them.
+
+        Raises:
+            SinkAway: not within `send_s`, or the broker refused.
+        """
+        try:
+            async with asyncio.timeout(self.send_s):
+                producer = await self._connected()
+                sent = [
+                    await producer.send(self.topic, one.body, key=str(one.account).encode(), headers=_HEADERS)
+                    for one in messages
+                ]
+                await asyncio.gather(*sent)
+        except (KafkaError, OSError, TimeoutError) as error:
+            # What this producer still holds must not arrive behind what another one sends again.
+            await self.close()
+            raise SinkAway(f"the topic {self.topic} takes no events: {error!r}") from error
+
+    async def close(self) -> None:
+        """Let go of the producer, whatever it still has to do."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            with contextlib.suppress(KafkaError, OSError, TimeoutError):
+                async with asyncio.timeout(_CLOSE_S):
+                    await producer.stop()
+
+    async def _connected(self) -> AIOKafkaProducer:
+        if self._producer is None:
+            settings = {"bootstrap_servers": self.address.bootstrap, **self.address.client_settings()}
+            await self._ensure_topic(settings)
+            producer = AIOKafkaProducer(
+                **settings, client_id="razao-events", enable_idempotence=True, acks="all", linger_ms=5,
+                max_batch_size=1 << 18,
+            )  # fmt: skip
+            self._producer = producer
+            await producer.start()
+        return self._producer
+
+    async def _ensure_topic(self, settings: dict[str, Any]) -> None:
+        admin = AIOKafkaAdminClient(**settings)
+        try:
+            await admin.start()
+            topic = NewTopic(self.topic, num_partitions=self.partitions, replication_factor=self.replication)
+            answer = await admin.create_topics([topic])
+            for _, code, *_ in answer.topic_errors:
+                if code not in {0, TopicAlreadyExistsError.errno}:
+                    raise for_code(code)()
+        finally:
+            await admin.close()
