@@ -2,6 +2,8 @@
 
 A journal that cannot be trusted would meet the next process as well. Then this one lives on, says in its statistics
 what is wrong and where, and looks again from time to time, ever more seldom; so does one whose database is away.
+
+The events are passed on from here as well, by a task of its own that never ends the process.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from ray.actor import ActorHandle
 
 from actors import garbage
 from actors.directory import NAMESPACE
+from actors.feed import Publisher
 from actors.projection import Projection
 from storage.journal import Corrupt
 
@@ -29,9 +32,10 @@ NAME: Final = "projector"
 
 @dataclass(frozen=True, slots=True)
 class ProjectorConfig:
-    """What a `Projector` is told. The factory is called on its own event loop."""
+    """What a `Projector` is told. The factories are called on its own event loop."""
 
     projection: Callable[[], Awaitable[Projection]]
+    publisher: Callable[[], Awaitable[Publisher]] | None = None  # of the events, if they are to go anywhere
 
 
 class Projector:
@@ -41,25 +45,32 @@ class Projector:
         self._config = config
         self._projection: Projection | None = None
         self._broken = ""
-        self._running = asyncio.get_running_loop().create_task(self._run())
+        self._publisher: Publisher | None = None
+        loop = asyncio.get_running_loop()
+        self._running = loop.create_task(self._run(), name="projection")
+        self._publishing = loop.create_task(self._publish(), name="events")
 
     def __repr__(self) -> str:
         return f"Projector({'stopped: ' + self._broken if self._broken else 'running'})"
 
     async def stats(self) -> dict[str, Any]:
-        """`pid`, `broken` (why nothing is projected any more, or empty), `lag` in records, one row per partition."""
+        """`pid`, `broken` (why nothing is projected any more, or empty), `lag` in records, one row per partition, and
+        `events`: how far they are passed on, None when they go nowhere.
+        """
         parts = [] if self._projection is None else self._projection.stats()
         return {
             "pid": os.getpid(),
             "broken": self._broken,
             "lag": sum(part.head - part.next_offset for part in parts),
             "partitions": [asdict(part) for part in parts],
+            "events": None if self._publisher is None else asdict(self._publisher.stats),
         }
 
     async def stop(self) -> None:
         """Project no more, and write snapshots, so that the next start is short. Ray ends the process."""
-        self._running.cancel()
-        await asyncio.gather(self._running, return_exceptions=True)
+        for task in (self._running, self._publishing):
+            task.cancel()
+        await asyncio.gather(self._running, self._publishing, return_exceptions=True)
         if self._projection is not None:
             if not self._broken:
                 await self._projection.save()
@@ -81,6 +92,19 @@ class Projector:
             except Exception as error:  # noqa: BLE001 - whatever it is, a fresh process starts from what is durable
                 _LOG.critical("the process ends: %r", error, exc_info=error)
                 os._exit(1)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _AGAIN_S[1])
+
+    async def _publish(self) -> None:
+        if self._config.publisher is None:
+            return
+        pause = _AGAIN_S[0]
+        while True:
+            try:
+                self._publisher = await self._config.publisher()
+                await self._publisher.run()
+            except Exception as error:  # noqa: BLE001 - history does not depend on who else is told of it
+                _LOG.error("the events are not passed on: %r", error, exc_info=error)
             await asyncio.sleep(pause)
             pause = min(pause * 2, _AGAIN_S[1])
 

@@ -13,12 +13,16 @@ from typing import Any
 import asyncpg
 import pytest
 
+from actors.feed import Publisher
 from actors.projection import Limits, Projection
 from cluster.ray_node import RayNode
+from storage.feed import Feed
+from storage.feed_kafka import KafkaSink
+from storage.journal.kafka_client import KafkaAddress
 from storage.journal.postgres import PostgresJournal
 from storage.query_store import QueryStore
 from storage.snapshots import SnapshotStore
-from tests.actors.projection_history import SMALL, History
+from tests.actors.projection_history import PARTITIONS, SMALL, History
 from tests.actors.test_projection import KEY, Log, as_the_history_says, journal, log, store, written
 
 __all__ = ["journal", "log", "store"]
@@ -33,6 +37,11 @@ async def make(dsn: str, directory: Path) -> Projection:
         PostgresJournal(dsn), QueryStore(pool), snapshots, chain_key=KEY, capacity=SMALL,
         limits=Limits(snapshot_records=5),
     )  # fmt: skip
+
+
+async def make_publisher(dsn: str, address: KafkaAddress, topic: str) -> Publisher:
+    pool = await asyncpg.create_pool(dsn, min_size=1, max_size=2)
+    return Publisher(Feed(pool, PARTITIONS), KafkaSink(address, topic, partitions=2))
 
 
 async def asked(projector: Any) -> dict[str, Any]:
@@ -73,4 +82,24 @@ async def test_it_comes_back_when_killed_and_says_what_is_wrong_with_a_journal(
         told = await asked(projector)
     assert f"partition 1, offset {offset}" in told["broken"]
     assert len({*pids, told["pid"]}) == 3
+    ray.kill(projector)
+
+
+async def test_it_passes_the_events_on_and_says_how_far_it_is(
+    ray_node: RayNode, database: str, kafka_address: KafkaAddress, log: Log, store: QueryStore, tmp_path: Path
+) -> None:
+    """To its end, and with nothing to wait for."""
+    import ray
+
+    from actors.projector import ProjectorConfig, start_projector
+
+    await written(History(2), log, steps=10)
+    publisher = partial(make_publisher, database, kafka_address, "projector-events")
+    projector = start_projector(ProjectorConfig(partial(make, database, tmp_path), publisher), name="publishing")
+    told = (await asked(projector))["events"]
+    wanted = 0
+    while not wanted or not told or told["events"] < wanted or told["late_ns"]:
+        told = (await asked(projector))["events"]
+        wanted = await store.pool.fetchval("SELECT count(*) FROM query.events")
+    assert told == {"events": wanted, "late_ns": 0, "waiting": ""}
     ray.kill(projector)
