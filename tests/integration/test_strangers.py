@@ -1,0 +1,213 @@
+"""The journal is a format for strangers: a Java program that shares no code with ours agrees with the engine.
+
+The broker is somebody else's, behind SCRAM and TLS, so the program also enters it as any client of Kafka would.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from cluster.demo import invented_cpf
+from cluster.processes import free_ports
+from cluster.services.kafka import KafkaServer
+from storage import ids
+from storage.events import SLOTS
+from storage.journal import Fenced, Stored
+from storage.journal.kafka import TOPIC, KafkaJournal
+from storage.journal.kafka_client import KafkaAddress
+from storage.record import encode_open
+from tests.engine import Engine
+from tests.integration.strangers.balances import Balances, Found
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
+
+SHARDS = 2
+FUNDS = 100_000
+
+
+@pytest.fixture
+def broker() -> Iterator[KafkaServer]:
+    directory = Path(tempfile.mkdtemp(prefix="rz-"))
+    server = KafkaServer(directory, free_ports(1)[0], secure=True)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _java_client(broker: KafkaServer) -> dict[str, str]:
+    how = broker.client_settings
+    login = f'username="{how["sasl_username"]}" password="{how["sasl_password"]}"'
+    return {
+        "security.protocol": how["security_protocol"],
+        "sasl.mechanism": how["sasl_mechanism"],
+        "sasl.jaas.config": f"org.apache.kafka.common.security.scram.ScramLoginModule required {login};",
+        "ssl.truststore.type": "PEM",
+        "ssl.truststore.location": how["ssl_ca"],
+    }
+
+
+class Traffic:
+    """Every kind of thing that moves money, over HTTP, from a seed."""
+
+    def __init__(self, client: httpx.Client, seed: int) -> None:
+        self._client = client
+        self._random = random.Random(seed)
+        self.accounts: list[str] = []
+
+    def run(self) -> None:
+        """All of it."""
+        for number in range(8):
+            owner = {"tax_id": invented_cpf(self._random), "name": f"Person {number}"}
+            self.accounts.append(self._ok("/v1/accounts", {"owner": owner})["id"])
+            self._ok("/v1/deposits", {"account": self.accounts[-1], "amount": FUNDS})
+        assert {int(one) % SLOTS % SHARDS for one in self.accounts} == set(range(SHARDS))
+        for _ in range(60):
+            self._payment()
+        self._chains()
+        self._large_batch()
+        self._refused_elsewhere()
+        self._ok("/v1/withdrawals", {"account": self.accounts[0], "amount": 17})
+
+    def balances(self) -> dict[int, int]:
+        """As the engine has them, centavos."""
+        found = {}
+        for one in self.accounts:
+            answer = self._client.get(f"/v1/accounts/{one}/balance")
+            assert answer.status_code == 200, answer.text
+            found[int(one)] = answer.json()["posted"]
+        return found
+
+    def _ok(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        answer = self._client.post(path, json=body)
+        assert answer.status_code in {200, 201}, answer.text
+        content: dict[str, Any] = answer.json()
+        return content
+
+    def _payment(self) -> None:
+        debit, credit = self._random.sample(self.accounts, 2)
+        amount = self._random.randint(2, 900)
+        what = self._random.choice(["plain", "refund", "overdraft", "hold", "part", "void"])
+        body: dict[str, Any] = {"debit_account": debit, "credit_account": credit, "amount": amount}
+        if what == "overdraft":
+            refused = self._client.post("/v1/transfers", json={**body, "amount": 100 * FUNDS})
+            assert refused.status_code == 422, refused.text
+            return
+        if what in {"hold", "part", "void"}:
+            body |= {"hold": True, "expires_in": 3600, "description": "reserva"}
+        made = self._ok("/v1/transfers", body)
+        path = f"/v1/transfers/{made['id']}"
+        if what == "refund":
+            self._ok(f"{path}/refunds", {"amount": amount // 2})
+        elif what == "hold":
+            self._ok(f"{path}/post", {})
+        elif what == "part":
+            self._ok(f"{path}/post", {"amount": amount - 1})
+        elif what == "void":
+            self._ok(f"{path}/void", {})
+
+    def _neighbours(self) -> tuple[str, str]:
+        """Two accounts of one shard."""
+        first = self.accounts[0]
+        return first, next(one for one in self.accounts[1:] if int(one) % SHARDS == int(first) % SHARDS)
+
+    def _chains(self) -> None:
+        """Two that apply and repeat a transfer of before, as their first row and as their last, and one that fails."""
+        debit, credit = self._neighbours()
+        once = {
+            "id": ids.text(ids.uuid7(time.time_ns() // 1_000_000)),
+            "debit_account": debit, "credit_account": credit, "amount": 31,
+        }  # fmt: skip
+        self._ok("/v1/transfers", once)
+        other = {"debit_account": credit, "credit_account": debit, "amount": 5}
+        self._chain({**once, "linked": True}, other)
+        self._chain({**other, "linked": True}, once)
+        self._chain({**other, "linked": True}, {**other, "amount": 100 * FUNDS})
+
+    def _chain(self, *rows: dict[str, Any]) -> None:
+        self._ok("/v1/transfers/batch", {"transfers": rows})
+
+    def _large_batch(self) -> None:
+        """So many at once that their record is compressed."""
+        debit, credit = self._neighbours()
+        row = {"debit_account": debit, "credit_account": credit, "amount": 1}
+        answers = self._ok("/v1/transfers/batch", {"transfers": [row] * 5000})["results"]
+        assert {one["status"] for one in answers} == {"settled"}
+
+    def _refused_elsewhere(self) -> None:
+        """A payment that the payee's shard refuses comes back to the payer."""
+        debit = self.accounts[0]
+        credit = next(one for one in self.accounts if int(one) % SHARDS != int(debit) % SHARDS)
+        frozen = self._client.patch(f"/v1/accounts/{credit}", json={"status": "frozen"})
+        assert frozen.status_code == 200, frozen.text
+        body = {"debit_account": debit, "credit_account": credit, "amount": 13}
+        refused = self._client.post("/v1/transfers", json=body)
+        assert refused.status_code == 422, refused.text
+
+
+async def _write_void_records(broker: KafkaServer) -> int:
+    """Let a writer that was overtaken write on, what its predecessors wrote: it would all move money again."""
+    journal = KafkaJournal(KafkaAddress(broker.bootstrap, **broker.client_settings))
+    count = 0
+    try:
+        for partition in range(SHARDS):
+            written = [stored async for stored in journal.read(partition, 0)]
+            for stored in [one for one in written if not one.is_open][-3:]:
+                count += await _write_late(journal, partition, stored)
+    finally:
+        await journal.close()
+    return count
+
+
+async def _write_late(journal: KafkaJournal, partition: int, stored: Stored) -> int:
+    stale = await journal.open(partition, encode_open(partition, {"name": "stale"}))
+    newer = await journal.open(partition, encode_open(partition, {"name": "newer"}))
+    with pytest.raises(Fenced):
+        await stale.append(stored.payload)
+    await stale.close()
+    await newer.close()
+    return 1
+
+
+async def test_a_reader_that_shares_no_code_with_ours_finds_every_balance_and_skips_void_records(
+    broker: KafkaServer, tmp_path: Path
+) -> None:
+    entry = {f"kafka_{name}": value for name, value in broker.client_settings.items()}
+    settings = {"journal": "kafka", "kafka_bootstrap": broker.bootstrap, **entry}
+    engine = Engine(tmp_path / "var", shards=SHARDS, settings=settings)
+    reader = Balances(tmp_path)
+
+    def read() -> Found:
+        return reader.read(broker.bootstrap, TOPIC, _java_client(broker))
+
+    try:
+        engine.start()
+        with engine.client() as client:
+            traffic = Traffic(client, seed=20_261_122)
+            traffic.run()
+            told = traffic.balances()
+        assert sum(told.values()) == FUNDS * len(told) - 17
+        engine.verify()
+    finally:
+        engine.stop()
+    found = read()
+    assert found.balances == told
+    assert (found.void, found.in_flight, found.sum) == (0, 0, 0)
+    assert found.largest >= 2048, "no record was so large that it is compressed"
+
+    late = await _write_void_records(broker)
+    assert late == 3 * SHARDS
+    again = read()
+    assert again.balances == told
+    assert (again.void, again.records, again.sum) == (late, found.records, 0)
