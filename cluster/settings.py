@@ -63,7 +63,10 @@ class Settings(BaseSettings):
         None, description="host:port,… of the Kafka cluster to use; default: a broker of the engine's own."
     )
     kafka_topic: str = Field("razao.journal", pattern=r"^[a-zA-Z0-9._-]{1,249}$", description="The journal's topic.")
-    kafka_replication: int = Field(1, ge=1, description="Replicas of the topic; with 1 each record is flushed to disk.")
+    kafka_events_topic: str = Field(
+        "razao.events", pattern=r"^[a-zA-Z0-9._-]{1,249}$", description="Where events go when there is a cluster."
+    )
+    kafka_replication: int = Field(1, ge=1, description="Replicas of topics; with 1 each record is flushed to disk.")
     kafka_security_protocol: KafkaSecurity = Field(KafkaSecurity.PLAINTEXT, description="How to enter the cluster.")
     kafka_sasl_mechanism: str = Field("SCRAM-SHA-512", description="SCRAM-SHA-512, SCRAM-SHA-256 or PLAIN.")
     kafka_sasl_username: str | None = Field(None, description="Who enters it.")

@@ -14,24 +14,27 @@ import asyncpg
 
 from actors.account_shard import ShardConfig
 from actors.directory import locate_by
+from actors.feed import Publisher
 from actors.projection import Limits, Projection
 from actors.projector import ProjectorConfig
 from actors.ray_calls import RayTransport, actor_name
 from actors.shard import ShardLimits
 from actors.shard_client import ShardClient
 from actors.transport import TcpTransport, Transport
-from cluster.journals import open_journal
+from cluster.journals import kafka_address, open_journal
 from cluster.plan import Plan
 from cluster.settings import Ingress, TransportKind
 from deployments.auth.tokens import KeyAddress, KeyFile, TokenVerifier
 from deployments.payments import Services, create_app
 from deployments.serving import Application, Spec
+from storage.feed import Feed
 from storage.query_store import QueryStore
 from storage.registry import Registry
 from storage.snapshots import SnapshotStore
 
 _REPLICA_CONNECTIONS: Final = 8
 _PROJECTOR_CONNECTIONS: Final = 5
+_PUBLISHER_CONNECTIONS: Final = 3
 _PROJECTOR_NICENESS: Final = 5
 _SNAPSHOTS_KEPT: Final = 3
 """After a crash of the database the query store may stand behind the newest one, which is then of no use to it."""
@@ -118,7 +121,17 @@ def payments_spec(plan: Plan) -> Spec:
 
 def projector_config(plan: Plan) -> ProjectorConfig:
     """What the projector is told."""
-    return ProjectorConfig(partial(_projection, plan))
+    publisher = None if plan.settings.kafka_bootstrap is None else partial(_publisher, plan)
+    return ProjectorConfig(partial(_projection, plan), publisher)
+
+
+async def _publisher(plan: Plan) -> Publisher:
+    from storage.feed_kafka import KafkaSink  # noqa: PLC0415 - an engine without Kafka needs no client of it
+
+    settings = plan.settings
+    pool = await asyncpg.create_pool(plan.dsn, min_size=0, max_size=_PUBLISHER_CONNECTIONS)
+    sink = KafkaSink(kafka_address(settings), settings.kafka_events_topic, replication=settings.kafka_replication)
+    return Publisher(Feed(pool, plan.partitions), sink)
 
 
 async def _projection(plan: Plan) -> Projection:

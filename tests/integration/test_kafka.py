@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+import json
 import shutil
 import subprocess
 import tempfile
@@ -11,10 +13,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from aiokafka import AIOKafkaConsumer
 
 from cluster.data import DataDirectory
+from cluster.plan import Plan
 from cluster.processes import alive, free_ports, owned
 from cluster.services.kafka import KafkaServer
+from cluster.settings import Settings
 from tests.engine import RAZAO, Engine
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
@@ -47,6 +52,7 @@ def test_a_ledger_on_kafka_is_shown_verified_and_rebuilt_like_any_other_and_keep
         assert "every centavo is where it belongs" in one.razao("demo").stdout
         one.verify()
         assert one.status()["projection"]["lag"] == 0
+        asyncio.run(until_told(Plan.load(DataDirectory(one.data)).settings))
         before = set(owned(DataDirectory(one.data).secrets().engine))
         assert brokers[0] in before
         one.stop()
@@ -60,6 +66,22 @@ def test_a_ledger_on_kafka_is_shown_verified_and_rebuilt_like_any_other_and_keep
         assert "the journal of this ledger is on kafka, not on postgres" in refusal(one, "--journal", "postgres")
     finally:
         one.stop()
+
+
+async def until_told(settings: Settings) -> None:
+    """Return when the events of a demo are in their topic."""
+    wanted = {"account.opened", "transfer.settled", "transfer.refused", "transfer.held", "transfer.posted"}
+    consumer = AIOKafkaConsumer(
+        settings.kafka_events_topic, bootstrap_servers=settings.kafka_bootstrap, auto_offset_reset="earliest"
+    )
+    await consumer.start()
+    try:
+        async with asyncio.timeout(60):
+            while wanted:
+                message = await consumer.getone()
+                wanted.discard(json.loads(message.value)["type"].removeprefix("br.razao."))
+    finally:
+        await consumer.stop()
 
 
 @pytest.fixture
