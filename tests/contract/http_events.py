@@ -73,7 +73,8 @@ def stream(caller: Caller, query: str = "", last: str | None = None, *, opened: 
         assert answer.status_code == 200, answer.read()
         assert answer.headers["content-type"] == "text/event-stream"
         assert answer.headers["cache-control"] == "no-store"
-        yield Stream(answer, opened=opened)
+        begun = Stream(answer, opened=opened)  # kept here: with its reader gone, the answer would be closed
+        yield begun
 
 
 def validators(world: World) -> dict[str, Draft202012Validator]:
