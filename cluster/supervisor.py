@@ -127,8 +127,19 @@ class Supervisor:
         self._settings = await settle_journal(dsn, self._settings)
         self._kafka = broker_of(self.data, self._settings)
         if self._kafka is not None:
-            self._settings = await start_broker(self._kafka, self._settings, say=self._say)
+            self._settings = await start_broker(self._kafka, self._settings, say=self._say_unless_stopped)
         return self._settings
+
+    def _say_unless_stopped(self, line: str) -> None:
+        """What a broker says from its thread, which nobody can cancel: downloads take long, and its last word comes
+        just before the process is made.
+
+        Raises:
+            EngineError: we are to stop, so the broker is not to start any more.
+        """
+        if self._stopping.is_set():
+            raise EngineError("stopped at the start")
+        self._say(line)
 
     def _hold_application_port(self) -> int:
         """The port that replicas share. Bound here and not listened on, nobody else can take it while none is up."""
@@ -266,7 +277,7 @@ class Supervisor:
                     await asyncio.to_thread(self._postgres.start, progress=lambda _: None)
                 if self._kafka is not None and not self._kafka.running:
                     self._say("Kafka has ended; starting it again")
-                    await asyncio.to_thread(self._kafka.start, progress=lambda _: None)
+                    await asyncio.to_thread(self._kafka.start, progress=self._say_unless_stopped)
                 if not self._gateway.is_alive():
                     self._say("the gateway has ended; starting it again")
                     await asyncio.to_thread(self._gateway.start)

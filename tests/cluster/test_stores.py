@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 from aiokafka.protocol.admin import DeleteTopicsRequest
+from pydantic import ValidationError
 
 from cluster.data import EngineError, Secrets
-from cluster.journals import open_journal
+from cluster.journals import kafka_address, open_journal
 from cluster.settings import JournalKind, Settings
 from cluster.stores import Ledger, pool_of, prepare_stores, settle_journal
 from storage.journal.kafka_client import KafkaAddress, TopicClient
@@ -110,3 +112,21 @@ async def test_another_ledgers_secrets_are_refused_before_its_journal_is_touched
     await prepare(database, on_kafka)
     with pytest.raises(EngineError, match="does not belong to this ledger"):
         await prepare(database, on_kafka, Secrets("engine", "00" * 32, "cd" * 32, "ef" * 32))
+
+
+def test_a_login_without_a_password_is_no_setting() -> None:
+    with pytest.raises(ValidationError, match="RAZAO_KAFKA_SASL_PASSWORD"):
+        settings_of(kafka_security_protocol="SASL_SSL", kafka_sasl_username="razao")
+
+
+def test_the_settings_lead_to_the_cluster_and_do_not_show_its_password(tmp_path: Path) -> None:
+    authority = str(tmp_path / "ca.pem")
+    settings = settings_of(
+        kafka_bootstrap="one:9092,two:9092", kafka_security_protocol="SASL_SSL", kafka_sasl_mechanism="SCRAM-SHA-256",
+        kafka_sasl_username="razao", kafka_sasl_password="hidden", kafka_ssl_ca=authority,
+    )  # fmt: skip
+    expected = KafkaAddress("one:9092,two:9092", "SASL_SSL", "SCRAM-SHA-256", "razao", "hidden", authority)
+    assert kafka_address(settings) == expected
+    assert "hidden" not in repr(settings)
+    with pytest.raises(ValueError, match="RAZAO_KAFKA_BOOTSTRAP"):
+        kafka_address(settings_of())
