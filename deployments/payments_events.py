@@ -27,6 +27,7 @@ from storage.events import Code
 from storage.feed import Cursor, Feed, Reader
 from storage.feed_schema import PREFIX, Happening, encode
 from storage.feed_watch import DATABASE_AWAY, Watch
+from storage.query_store import NotYetProjected
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ STREAM_S_MAX: Final = 900.0
 ACCOUNTS_MAX: Final = 1000
 _PAGE_EVENTS: Final = 100
 _AWAY_S: Final = 1.0
+_CATCH_UP_S: Final = 1.0
 _RETRY_MS: Final = 1000
 _HEADERS: Final = [
     (b"content-type", b"text/event-stream"),
@@ -203,7 +205,16 @@ async def _cursor(call: Call, reader: Reader, query: dict[str, str]) -> Cursor:
         before = max(2 * read_instant(query["from"], "from") - 1, 0)
         return Cursor(dict.fromkeys((await streams.feed.end(reader)).places, before))
     await call.wait_for_positions()
+    await _caught_up(call)
     return await streams.feed.end(reader)
+
+
+async def _caught_up(call: Call) -> None:
+    """Let the feed come to what has been answered up to now, if that is soon: else some of it will be told as well."""
+    soon = min(call.deadline, time.monotonic() + _CATCH_UP_S)
+    with contextlib.suppress(ShardUnavailable, NotYetProjected):
+        heads = await call.services.client.heads(soon)
+        await call.services.store.wait_for({key: head - 1 for key, head in heads.items()}, soon)
 
 
 async def _within(event: asyncio.Event, seconds: float) -> bool:
