@@ -24,7 +24,7 @@ import orjson
 import typer
 from rich.console import Console
 
-from loadtests import bench_http, bench_recovery
+from loadtests import bench_http, bench_kafka, bench_recovery
 from loadtests.bench_http import Funded
 from loadtests.rows import DURABLE, MEMORY, READ, UNFLUSHED, Goal, Row, table
 from loadtests.stacks import engine, razao, taking_turns
@@ -188,6 +188,19 @@ def recovery(bench: Bench) -> list[Row]:
     return bench_recovery.recovery(bench.directory / "recovery", accounts=accounts, say=bench.say)
 
 
+def kafka(bench: Bench) -> list[Row]:
+    """The journal on Kafka beside the embedded one, and what its broker costs."""
+    options = {"rounds": bench.rounds, "seconds": bench.seconds, "say": bench.say}
+    transfers = 500_000 if bench.quick else 4_000_000
+    made = bench_kafka.journal(bench.directory / "journals", transfers=transfers, **options)  # type: ignore[arg-type]
+    data = bench.directory / "razao-kafka"
+    bench.say("starting Razao with its journal on Kafka")
+    with engine(data, shards=1, journal="kafka") as running:
+        accounts = running.open_accounts(bench_http.ACCOUNTS, seed=7)
+        made += bench_http.journals([(running, accounts), bench.engine(1)], **options)  # type: ignore[arg-type]
+    return made
+
+
 SECTIONS: Final[dict[str, Callable[[Bench], list[Row]]]] = {
     "kernel": kernel,
     "journal": journal,
@@ -198,6 +211,7 @@ SECTIONS: Final[dict[str, Callable[[Bench], list[Row]]]] = {
     "batches": batches,
     "singles": singles,
     "constants": constants,
+    "kafka": kafka,
     "verify": verify,
 }
 

@@ -18,6 +18,7 @@ import uvloop
 
 from loadtests import traffic
 from loadtests.generator import Check, Report, merge, run
+from loadtests.journals import FLUSHED
 from loadtests.peers import constant, runner
 from loadtests.rows import DURABLE, Goal, Row
 from loadtests.stacks import ACCOUNT_BALANCE, Engine, Stack, taking_turns
@@ -122,6 +123,32 @@ def constants(engines: list[Funded], *, rounds: int, seconds: float, say: Say) -
         ),
         _rate_row("constant", "constant route, our listener bare by Serve's", listener, serve, durability=_NOTHING),
     ]
+
+
+def journals(engines: list[Funded], *, rounds: int, seconds: float, say: Say) -> list[Row]:
+    """Single transfers, 64 clients, of one engine (first) beside another with the journal in PostgreSQL (second)."""
+    sides = [
+        Side(name, running, traffic.transfers(running.host, running.token, traffic.random_pairs(own, seed=4)))
+        for name, (running, own) in zip(("on Kafka", "embedded"), engines, strict=True)
+    ]
+    _play(sides, [running for running, _ in engines], rounds=rounds, seconds=seconds, say=say)
+    ours, theirs = sides
+    total, other = ours.total, theirs.total
+    what = f"{CLIENTS} clients, random pairs, beside the embedded journal"
+    p50 = Row(
+        section="kafka",
+        name=f"p50, {what}",
+        figure=total.percentile_ms(50),
+        unit="ms",
+        durability=FLUSHED,
+        goals=(Goal("≤", 1.5, of_ratio=True), Goal("<", 15)),
+        peer=other.percentile_ms(50),
+        peer_name="ms",
+        note=f"p99 {total.percentile_ms(99):.1f} against {other.percentile_ms(99):.1f} ms; "
+        "the 15 ms are for quiet cores",
+        invalid=_fault(total) or _fault(other),
+    )
+    return [_rate_row("kafka", f"transfers, {what}", ours, theirs, durability=FLUSHED), p50]
 
 
 def batches(engine: Engine, accounts: list[str], *, count: int, connections: int, say: Say) -> list[Row]:

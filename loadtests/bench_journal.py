@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from cluster.postgres import PostgresServer
 from storage.events import EVENT, RESULT, Kind
-from storage.journal import Writer
+from storage.journal import Journal, Writer
 from storage.journal.postgres import PostgresJournal
 from storage.record import Chain, Reader, encode, encode_open
 
@@ -70,10 +70,10 @@ async def _run(dsn: str, seconds: float) -> dict[str, Any]:
     journal = PostgresJournal(dsn)
     await journal.create(1)
     try:
-        await _append(journal, 8190, 0.5)  # the first WAL segments are made, not recycled
+        await append(journal, 8190, 0.5)  # the first WAL segments are made, not recycled
         return {
             "posture": await _posture(dsn),
-            "groups": {count: await _append(journal, count, seconds) for count in GROUPS},
+            "groups": {count: await append(journal, count, seconds) for count in GROUPS},
             "codecs": await _codecs(journal, 8190, seconds / 4),
             "raw": {size: await _raw(journal, size, seconds / 4) for size in (1024, 640 * 1024)},
         }
@@ -91,7 +91,7 @@ async def _posture(dsn: str) -> str:
     return ", ".join(["PostgreSQL, one server, acknowledged after the WAL flush", *values])
 
 
-async def _append(journal: PostgresJournal, count: int, seconds: float) -> dict[str, float]:
+async def append(journal: Journal, count: int, seconds: float) -> dict[str, float]:
     """Write groups of `count` for so long as a shard would, then replay them."""
     writer = await journal.open(0, encode_open(0, {"name": "bench"}))
     reader = Reader(journal, 0, KEY)
@@ -138,7 +138,7 @@ async def _append(journal: PostgresJournal, count: int, seconds: float) -> dict[
     }
 
 
-async def _replay(journal: PostgresJournal, reader: Reader, rows: int) -> float:
+async def _replay(journal: Journal, reader: Reader, rows: int) -> float:
     began = time.perf_counter()
     seen = 0
     async for record in reader.records():
@@ -147,7 +147,7 @@ async def _replay(journal: PostgresJournal, reader: Reader, rows: int) -> float:
     return time.perf_counter() - began
 
 
-async def _codecs(journal: PostgresJournal, count: int, seconds: float) -> dict[str, dict[str, float]]:
+async def _codecs(journal: Journal, count: int, seconds: float) -> dict[str, dict[str, float]]:
     """The same batch under each of Arrow's codecs: what it costs to write, to append and to read."""
     payload = encode(
         group(count, 1),
@@ -183,7 +183,7 @@ def _stream(batch: Any, codec: str | None) -> bytes:
     return bytes(sink.getvalue())
 
 
-async def _raw(journal: PostgresJournal, size: int, seconds: float) -> float:
+async def _raw(journal: Journal, size: int, seconds: float) -> float:
     """Appending `size` random bytes, ms: the journal alone."""
     writer = await journal.open(0, encode_open(0, {"name": "bench"}))
     milliseconds = await _appends_ms(writer, np.random.default_rng(1).bytes(size), seconds)

@@ -18,12 +18,11 @@ import numpy.typing as npt
 
 from actors import ledger
 from actors.recovery import Recovery
-from cluster.postgres import PostgresServer
-from cluster.processes import free_ports
-from loadtests import traffic
+from loadtests import journals, traffic
+from loadtests.journals import Place
 from storage import record
 from storage.events import BALANCE, EVENT, NO_LIMIT, RESULT, SLOTS, Code, Kind
-from storage.journal.postgres import PostgresJournal
+from storage.journal import Journal
 
 BATCH_ROWS: Final = 8190
 _KEY: Final = b"bench chain"
@@ -36,17 +35,20 @@ Rows = npt.NDArray[np.void]
 def run(*, transfers: int = 4_000_000, accounts: int = 100_000) -> dict[str, float]:
     """Transfers replayed per second, by the clock and by the recovering process's CPU time."""
     directory = Path(tempfile.mkdtemp(prefix="razao-replay-"))
-    server = PostgresServer(directory, free_ports(1)[0])
     try:
-        server.start()
-        return asyncio.run(_run(server.dsn, transfers, accounts))
+        with journals.postgres(directory) as place:
+            return measure(place, transfers=transfers, accounts=accounts)
     finally:
-        server.stop()
         shutil.rmtree(directory, ignore_errors=True)
 
 
-async def _run(dsn: str, transfers: int, accounts: int) -> dict[str, float]:
-    journal = PostgresJournal(dsn)
+def measure(place: Place, *, transfers: int, accounts: int = 100_000) -> dict[str, float]:
+    """The same of a fresh ledger in `place`."""
+    return asyncio.run(_run(place, transfers, accounts))
+
+
+async def _run(place: Place, transfers: int, accounts: int) -> dict[str, float]:
+    journal = place.journal()
     try:
         await journal.create(1)
         digest = await _write(journal, transfers, accounts)
@@ -62,17 +64,17 @@ async def _run(dsn: str, transfers: int, accounts: int) -> dict[str, float]:
             "transfers": transfers,
             "seconds": seconds,
             "transfers_per_s": transfers / seconds,
-            "transfers_per_cpu_s": transfers / cpu_seconds,  # of the recovering process; PostgreSQL's comes on top
+            "transfers_per_cpu_s": transfers / cpu_seconds,  # the journal's server comes on top
         }
     finally:
         await journal.close()
 
 
-def _recovery(journal: PostgresJournal) -> Recovery:
+def _recovery(journal: Journal) -> Recovery:
     return Recovery(0, 1, journal=journal, snapshots=None, chain_key=_KEY, name="bench")
 
 
-async def _write(journal: PostgresJournal, transfers: int, accounts: int) -> bytes:
+async def _write(journal: Journal, transfers: int, accounts: int) -> bytes:
     """Journal openings, deposits and transfers as a shard would; returns the digest of its book."""
     recovery = _recovery(journal)
     writer = await recovery.fence()

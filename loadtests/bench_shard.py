@@ -1,4 +1,4 @@
-"""How fast a shard is, end to end: real processes, framed streams over TCP, PostgreSQL with a flush per commit.
+"""How fast a shard is, end to end: real processes, framed streams over TCP, a journal with a flush per commit.
 
 `run()` measures bulk batches through one shard and through two with random pairs (half of them cross-shard), and single
 transfers of many concurrent callers. Every figure is of acknowledged, durable transfers. Run it by
@@ -30,9 +30,9 @@ from actors.shard import Shard
 from actors.shard_client import ShardClient
 from actors.shard_server import ShardServer
 from actors.transport import Address, Locate, TcpTransport
-from cluster.postgres import PostgresServer
+from loadtests import journals
+from loadtests.journals import Place
 from storage.events import EVENT, NO_LIMIT, Code, Kind
-from storage.journal.postgres import PostgresJournal
 
 BATCH: Final = 8_190
 ACCOUNTS: Final = 100_000
@@ -89,12 +89,12 @@ def locate_in(ports: list[int]) -> Locate:
     return locate
 
 
-async def _serve(partition: int, ports: list[int], dsn: str, pipe: Connection) -> None:
+async def _serve(partition: int, ports: list[int], place: Place, pipe: Connection) -> None:
     peers = None
     if len(ports) > 1:
         transport = TcpTransport(locate_in(ports), _SECRET, len(ports))
         peers = ShardClient(transport, len(ports), events=FrameType.LEGS)
-    journal = PostgresJournal(dsn)
+    journal = place.journal()
     recovery = Recovery(
         partition, len(ports), journal=journal, snapshots=None, chain_key=_KEY, name=f"bench-{partition}"
     )
@@ -196,11 +196,11 @@ def _percentile_ms(latencies_s: list[float], percent: float) -> float:
     return round(float(np.percentile(latencies_s, percent)) * 1e3, 2)
 
 
-def measure(dsn: str, shards: int, work: str, *, clients: int, lanes: int, seconds: float) -> dict[str, Any]:
-    """One run on a fresh ledger in the database of `dsn`."""
-    asyncio.run(_create(dsn, shards))
+def measure(place: Place, shards: int, work: str, *, clients: int, lanes: int, seconds: float) -> dict[str, Any]:
+    """One run on a fresh ledger in `place`."""
+    asyncio.run(_create(place, shards))
     ports = [_free_port() for _ in range(shards)]
-    serving = [_process(_serve, partition, ports, dsn) for partition in range(shards)]
+    serving = [_process(_serve, partition, ports, place) for partition in range(shards)]
     for _, pipe in serving:
         assert pipe.recv() == "ready"
     opener, pipe = _process(_drive, ports, "open", 0.0, 1)
@@ -233,12 +233,12 @@ def measure(dsn: str, shards: int, work: str, *, clients: int, lanes: int, secon
         "groups": [one["groups"] for one in stats],
         "shard_cpu_s": [round(one["cpu_s"], 2) for one in stats],
         "client_cpu_us_per_transfer": round(sum(one["cpu_s"] for one in found) / total * 1e6, 2),
-        "posture": "PostgreSQL, synchronous_commit on, fsync on",
+        "posture": place.durability,
     }
 
 
-async def _create(dsn: str, partitions: int) -> None:
-    journal = PostgresJournal(dsn)
+async def _create(place: Place, partitions: int) -> None:
+    journal = place.journal()
     await journal.create(partitions)
     await journal.close()
 
@@ -254,13 +254,9 @@ def run(seconds: float = 5.0) -> dict[str, Any]:
         ("singles, two shards, 64 callers", {"shards": 2, "work": "singles", "clients": 1, "lanes": 64}),
     ]
     for number, (name, settings) in enumerate(runs):
-        server = PostgresServer(directory / str(number), _free_port())
-        try:
-            server.start()
-            figures[name] = measure(server.dsn, seconds=seconds, **settings)
-        finally:
-            server.stop()
-            shutil.rmtree(directory / str(number), ignore_errors=True)
+        with journals.postgres(directory / str(number)) as place:
+            figures[name] = measure(place, seconds=seconds, **settings)
+        shutil.rmtree(directory / str(number), ignore_errors=True)
     shutil.rmtree(directory, ignore_errors=True)
     return figures
 

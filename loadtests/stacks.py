@@ -182,7 +182,7 @@ def razao(*arguments: str) -> str:
 
 
 @contextlib.contextmanager
-def engine(data: Path, *, shards: int = 2) -> Iterator[Engine]:
+def engine(data: Path, *, shards: int = 2, journal: str = "postgres") -> Iterator[Engine]:
     """Start Razao in `data` on a free port; stopped at the end.
 
     Raises:
@@ -191,6 +191,7 @@ def engine(data: Path, *, shards: int = 2) -> Iterator[Engine]:
     (port,) = free_ports(1)
     log = data.parent / f"{data.name}.log"
     command = [str(_RAZAO), "up", "--data", str(data), "--port", str(port), "--tls-port", "0", "--shards", str(shards)]
+    command += ["--journal", journal]
     # A benchmark is one client address; the rate limit per address is not what it measures.
     environment = {**os.environ, "RAZAO_PER_ADDRESS_RATE": "10000000", "PYTHONUNBUFFERED": "1"}
     begun = time.monotonic()
