@@ -37,6 +37,7 @@ async def collect(data: DataDirectory) -> dict[str, Any]:
         "url": None,
         "ready": False,
         "journal": None,
+        "kafka": None,
         "tls_url": None,
         "dashboard": None,
         "started_at": None,
@@ -45,6 +46,7 @@ async def collect(data: DataDirectory) -> dict[str, Any]:
     }
     if running is not None:
         found |= {"url": running.url, "journal": running.journal, "tls_url": running.tls_url}
+        found |= {"kafka": Plan.load(data).settings.kafka_bootstrap}
         found |= {"dashboard": running.dashboard_url, "started_at": running.started_at}
         ready, shards, lag = await asyncio.gather(_ready(running), _shards(data), _lag(data))
         found |= {"ready": ready, "shards": shards, "projection": {"lag": lag}}

@@ -261,6 +261,10 @@ class Supervisor:
         host = self._settings.host
         if tls_port:
             self._say(f"HTTPS on https://{host}:{tls_port} (certificate: {self.data.root / 'tls'})")
+        if self._kafka is not None:
+            self._say(
+                f"Kafka on {self._kafka.bootstrap} (SCRAM over SASL_PLAINTEXT, see {self.data.kafka / 'password'})"
+            )
         self._say(f"API description on http://{host}:{port}/docs")
         self._say(f"Ray dashboard on {self._ray.dashboard_url} (log in with the token in {self._ray.token_path})")
         self._say(f"razao ready on http://{host}:{port}")

@@ -229,6 +229,8 @@ class TopicClient:
             one of LOST.
         """
         leaders = await self.leaders()
+        if leaders.controller not in leaders.brokers:
+            raise NoLeader("nobody leads the cluster now")
         host, port = leaders.brokers[leaders.controller]
         connection = await self._connect(host, port)
         try:

@@ -45,6 +45,7 @@ def test_a_ledger_on_kafka_is_shown_verified_and_rebuilt_like_any_other_and_keep
         one.start("--journal", "kafka")
         found = one.status()
         assert found["journal"] == "kafka"
+        assert f"Kafka on {found['kafka']}" in one.output()
         brokers = [process["pid"] for process in found["processes"] if process["role"] == "kafka"]
         assert len(brokers) == 1
         listening = [at for at in psutil.Process(brokers[0]).net_connections("inet") if at.status == psutil.CONN_LISTEN]

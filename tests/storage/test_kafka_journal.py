@@ -302,7 +302,7 @@ async def test_a_broker_that_hangs_leaves_an_append_unknown_and_everything_else_
         assert server.pid is not None
         os.kill(server.pid, signal.SIGSTOP)
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 with pytest.raises(OutcomeUnknown):
                     await author.write(1)
                 with pytest.raises(JournalError):
