@@ -174,11 +174,13 @@ async def test_a_reader_who_breaks_off_anywhere_resumes_without_gap_or_repeat(
     for reader in readers:
         wanted = [event for event in whole if reader in {"me", event.account}]
         seen: list[Happening] = []
-        cursor = Cursor()
-        while page := await feed.page(reader, cursor, source.randrange(1, 9)):
+        cursors = [Cursor()]
+        while page := await feed.page(reader, cursors[-1], source.randrange(1, 9)):
             for event in page[: source.randrange(1, len(page) + 1)]:
                 seen.append(event)
-                cursor = Cursor.parse(str(cursor.after(event)), PARTITIONS)
+                cursors.append(Cursor.parse(str(cursors[-1].after(event)), PARTITIONS))
+        for number, cursor in enumerate(cursors):
+            assert await feed.page(reader, cursor, 1000) == seen[number:]
         assert sorted(seen, key=lambda event: (event.partition, event.place)) == wanted
         for partition in range(PARTITIONS):
             places = [event.place for event in seen if event.partition == partition]
