@@ -69,7 +69,7 @@ class PublisherStats:
 class Publisher:
     """Follows every partition of a feed for one sink."""
 
-    def __init__(self, feed: Feed, sink: Sink, *, batch: int = 1000, source: str = SOURCE) -> None:
+    def __init__(self, feed: Feed, sink: Sink, *, batch: int = 2000, source: str = SOURCE) -> None:
         self._feed = feed
         self._sink = sink
         self._batch = batch

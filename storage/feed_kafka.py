@@ -15,6 +15,8 @@ from typing import Any, Final
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.partitioner import DefaultPartitioner
+from aiokafka.producer.message_accumulator import BatchBuilder
 
 from storage.feed_schema import MEDIA_TYPE, Message, SinkAway
 from storage.journal.kafka_client import KafkaAddress
@@ -49,16 +51,29 @@ class KafkaSink:
         """
         try:
             async with asyncio.timeout(self.send_s):
-                producer = await self._connected()
-                sent = [
-                    await producer.send(self.topic, one.body, key=str(one.account).encode(), headers=_HEADERS)
-                    for one in messages
-                ]
-                await asyncio.gather(*sent)
+                await self._send(await self._connected(), messages)
         except (KafkaError, OSError, TimeoutError) as error:
             # What this producer still holds must not arrive behind what another one sends again.
             await self.close()
             raise SinkAway(f"the topic {self.topic} takes no events: {error!r}") from error
+
+    async def _send(self, producer: AIOKafkaProducer, messages: Sequence[Message]) -> None:
+        # Batches that we fill ourselves take half of what a call and a future for each message do.
+        partitions = sorted(await producer.partitions_for(self.topic))
+        choose = DefaultPartitioner()
+        filling: dict[int, BatchBuilder] = {}
+        sent = []
+        for account, body in messages:
+            key = b"%d" % account
+            partition = choose(key, partitions, partitions)
+            batch = filling.get(partition) or filling.setdefault(partition, producer.create_batch())
+            if batch.append(timestamp=None, key=key, value=body, headers=_HEADERS) is None:
+                sent.append(await producer.send_batch(batch, self.topic, partition=partition))
+                batch = filling[partition] = producer.create_batch()
+                batch.append(timestamp=None, key=key, value=body, headers=_HEADERS)
+        for partition, batch in filling.items():
+            sent.append(await producer.send_batch(batch, self.topic, partition=partition))
+        await asyncio.gather(*sent)
 
     async def close(self) -> None:
         """Let go of the producer, whatever it still has to do."""
