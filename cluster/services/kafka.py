@@ -81,6 +81,8 @@ SETTINGS: Final[Mapping[str, str]] = {
     # so a session tells nothing that the process's own life does not.
     "broker.session.timeout.ms": "3000",
     "broker.heartbeat.interval.ms": "500",
+    # Nobody follows this controller, so nobody needs its sign of life: a flushed record twice a second, for ever.
+    "metadata.max.idle.interval.ms": "0",
     # Two cores shared with the engine.
     "num.network.threads": "2",
     "num.io.threads": "4",
