@@ -19,6 +19,7 @@ import asyncpg
 
 from storage.events import SLOTS
 from storage.feed_schema import Happening
+from storage.listening import is_gone
 from storage.query_store import NEWS
 
 _COLUMNS: Final = ", ".join(f"event.{name}" for name in Happening._fields)
@@ -233,7 +234,7 @@ class Feed:
                     await self._release()
 
     async def _connected(self) -> Any:
-        if self._connection is not None and _lost(self._connection):
+        if self._connection is not None and is_gone(self._connection):
             await self._release()
         if self._connection is None:
             connection = await self._pool.acquire()
@@ -251,7 +252,7 @@ class Feed:
     async def _release(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            if not _lost(connection):
+            if not is_gone(connection):
                 await connection.remove_listener(NEWS, self._heard)
             await self._pool.release(connection)
 
@@ -261,10 +262,3 @@ class Feed:
 
     def _array(self, places: Mapping[int, int]) -> Sequence[int]:
         return [places.get(partition, 0) for partition in range(self.partitions)]
-
-
-def _lost(connection: Any) -> bool:
-    try:
-        return bool(connection.is_closed())
-    except asyncpg.InterfaceError:  # the pool has found out first, and taken it back
-        return True

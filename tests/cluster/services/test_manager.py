@@ -21,13 +21,16 @@ import pymongo
 import pytest
 from aiokafka import AIOKafkaProducer
 
+# The first start on a machine downloads and builds what the servers consist of.
+pytestmark = pytest.mark.timeout(1200)
+
 _CLI = [sys.executable, "-c", "from cluster.cli import main; main()", "services"]
 
 
 def _run(*words: str, data: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     command = [*_CLI, *words, "--data", str(data)]
     given = {**os.environ, **(env or {})}
-    return subprocess.run(command, env=given, check=False, capture_output=True, text=True, timeout=280)
+    return subprocess.run(command, env=given, check=False, capture_output=True, text=True, timeout=900)
 
 
 def _states(*words: str, data: Path) -> dict[str, dict[str, Any]]:
@@ -129,7 +132,11 @@ def test_a_port_that_another_has_taken_meanwhile_is_named_with_the_way_out(data:
 
 
 def test_without_a_network_it_says_what_is_missing(data: Path, tmp_path: Path) -> None:
-    nowhere = {"XDG_CACHE_HOME": str(tmp_path), "HTTPS_PROXY": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    nowhere = {
+        "XDG_CACHE_HOME": str(tmp_path),
+        "HTTPS_PROXY": "http://127.0.0.1:9",
+        "https_proxy": "http://127.0.0.1:9",
+    }
     refused = _run("up", "kafka", data=data, env=nowhere)
     assert refused.returncode == 1
     assert "cannot download org." in refused.stderr
