@@ -23,6 +23,8 @@ class Plan:
     windows: Windows
     dsn: str
     application_port: int  # where replicas listen, or Serve's proxy does
+    identity_port: int  # where replicas of the identity application listen
+    public_url: str  # the issuer of our own tokens
 
     @property
     def data(self) -> DataDirectory:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from deployments.auth.issuers import Provider
 
 _HOUR_S = 3600
 _DAY_S = 24 * _HOUR_S
@@ -43,6 +46,29 @@ class KafkaSecurity(StrEnum):
     SSL = "SSL"
     SASL_PLAINTEXT = "SASL_PLAINTEXT"
     SASL_SSL = "SASL_SSL"
+
+
+class OidcIssuer(BaseModel):
+    """An outside provider; `deployments/auth/issuers.py` says what each part means."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    issuer: str
+    audience: str
+    scopes: dict[str, dict[str, list[str]]]
+    jwks: str | None = None
+    audience_claim: str = "aud"
+    required: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _opens_no_more_than_meant(self) -> OidcIssuer:
+        self.provider()
+        return self
+
+    def provider(self) -> Provider:
+        """The same for the verifier."""
+        return Provider(**self.model_dump())
 
 
 class Settings(BaseSettings):
@@ -95,6 +121,21 @@ class Settings(BaseSettings):
     token_audience: str = Field("payments", description="`aud` that access tokens must carry.")
     jwks: str | None = Field(None, description="URL or file of the JWKS; default: the embedded key.")
 
+    trust_embedded_key: bool | None = Field(
+        None, description="Take tokens of `razao token`; default: only where the gateway listens on loopback alone."
+    )
+    public_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^/?#\s]+$",
+        description="Address that people and programs know the gateway by: `iss`.",
+    )
+    oidc_issuers: list[OidcIssuer] = Field([], description="Outside OpenID Connect providers, as a JSON list.")
+    access_token_s: int = Field(600, ge=300, le=900, description="Life of an access token.")
+    refresh_token_s: int = Field(30 * _DAY_S, ge=600, description="Life of a login, however often it is refreshed.")
+    password_length_min: int = Field(15, ge=8, description="Characters; NIST SP 800-63B-4 has 15.")
+    password_threads: int = Field(1, ge=1, description="Argon2 threads per replica of the identity application.")
+    identity_replicas_max: int = Field(1, ge=1, description="Most replicas of the identity application.")
+
     ray_cpus: int = Field(4, ge=1, description="CPUs that Ray believes it has; actors ask for fractions.")
     object_store_mb: int = Field(128, ge=80, description="Ray's object store.")
     dashboard_port: int = Field(0, ge=0, le=65535, description="Port of the Ray dashboard; 0 picks a free one.")
@@ -126,6 +167,21 @@ class Settings(BaseSettings):
         if sasl and not (self.kafka_sasl_username and self.kafka_sasl_password):
             raise ValueError("RAZAO_KAFKA_SASL_USERNAME and RAZAO_KAFKA_SASL_PASSWORD are needed with SASL")
         return self
+
+    @model_validator(mode="after")
+    def _issuers_differ(self) -> Settings:
+        names = [value for one in self.oidc_issuers for value in {one.name, one.issuer}]
+        if len(set(names)) != len(names) or {self.token_issuer, self.public_url} & set(names):
+            raise ValueError("two issuers have the same name or address")
+        return self
+
+    @property
+    def trusts_embedded_key(self) -> bool:
+        """Whether tokens of `razao token` are taken."""
+        if self.jwks is not None:
+            return False
+        here = self.host in {"127.0.0.1", "::1", "localhost"}
+        return here if self.trust_embedded_key is None else self.trust_embedded_key
 
     @property
     def snapshot_location(self) -> str:

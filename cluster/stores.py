@@ -12,6 +12,7 @@ from typing import NamedTuple
 import asyncpg
 
 from actors.recovery import Windows
+from cluster import identity
 from cluster.data import DataDirectory, EngineError, Secrets
 from cluster.journals import LedgerJournal, open_journal
 from cluster.plan import Plan
@@ -143,6 +144,7 @@ async def prepare_stores(dsn: str, settings: Settings, secrets: Secrets, *, say:
             await journal.close()
         await registry.keep(_WINDOWS, json.dumps(_windows_of(settings)._asdict()).encode())
         await QueryStore(pool).create()
+        await identity.prepare(pool, bytes.fromhex(secrets.ledger_key), say=say)
         return Ledger(partitions, await kept_windows(registry))
 
 

@@ -49,7 +49,7 @@ class Supervisor:
         self._kafka: KafkaServer | None = None
         self._ray: RayNode | None = None
         self._gateway: Gateway | None = None
-        self._application_socket: socket.socket | None = None
+        self._held: list[socket.socket] = []
         self._deployer: asyncio.subprocess.Process | None = None
 
     async def run(self, on_ready: Callable[[], None] | None = None) -> None:
@@ -88,6 +88,7 @@ class Supervisor:
     async def _start_and_watch(self, secrets: Secrets, on_ready: Callable[[], None] | None) -> None:
         port, tls_port = self._choose_ports()
         postgres_port, application_port = processes.free_ports(1)[0], self._hold_application_port()
+        identity_port = self._hold_port()
         os.environ[processes.MARK] = secrets.engine  # inherited by whatever is started from here on
 
         ensure_keys(self.data.keys)
@@ -107,10 +108,12 @@ class Supervisor:
             windows=ledger.windows,
             dsn=self._postgres.dsn,
             application_port=application_port,
+            identity_port=identity_port,
+            public_url=settings.public_url or f"http://{settings.host}:{port}",
         )
         await self._deploy(plan)
 
-        config = self._gateway_config(port, tls_port, application_port, secrets)
+        config = self._gateway_config(port, tls_port, plan)
         self._gateway = Gateway(config)
         await asyncio.to_thread(self._gateway.start)
         self.data.publish(self._running(plan, port, tls_port))
@@ -145,8 +148,12 @@ class Supervisor:
         """The port that replicas share. Bound here and not listened on, nobody else can take it while none is up."""
         if self._settings.ingress is Ingress.SERVE:
             return processes.free_ports(1)[0]
-        self._application_socket = shared_socket("127.0.0.1", 0)
-        return int(self._application_socket.getsockname()[1])
+        return self._hold_port()
+
+    def _hold_port(self) -> int:
+        held = shared_socket("127.0.0.1", 0)
+        self._held.append(held)
+        return int(held.getsockname()[1])
 
     def _node(self) -> RayNode:
         settings = self._settings
@@ -201,7 +208,7 @@ class Supervisor:
         if status != 0:
             raise EngineError(f"deploying failed: {words[-4000:]}")
 
-    def _gateway_config(self, port: int, tls_port: int, application_port: int, secrets: Secrets) -> GatewayConfig:
+    def _gateway_config(self, port: int, tls_port: int, plan: Plan) -> GatewayConfig:
         settings = self._settings
         certificate = None
         if tls_port:
@@ -211,13 +218,16 @@ class Supervisor:
             else:
                 check_certificate(certificate)
         return GatewayConfig(
-            engine=f"razao-{secrets.engine}",
+            engine=f"razao-{plan.secrets.engine}",
             host=settings.host,
             http_port=port,
             tls_port=tls_port,
             certificate=certificate,
-            applications=[Application("payments", application_port)],
-            secret=secrets.gateway_secret,
+            applications=[
+                Application("identity", plan.identity_port, prefixes=("/auth", "/oauth", "/.well-known")),
+                Application("payments", plan.application_port),
+            ],
+            secret=plan.secrets.gateway_secret,
             run_dir=self.data.run,
             per_address_rate=settings.per_address_rate,
         )
@@ -241,16 +251,18 @@ class Supervisor:
         )
 
     async def _await_ready(self, port: int) -> None:
-        url = f"http://{self._settings.host}:{port}/healthz"
-        last = ""
+        base, last = f"http://{self._settings.host}:{port}", ""
+        waiting = ["/healthz", "/auth/healthz"]
         async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
             deadline = asyncio.get_running_loop().time() + _READY_S
             while asyncio.get_running_loop().time() < deadline:
                 try:
-                    answer = await client.get(url)
-                    if answer.status_code == httpx.codes.OK:
-                        return
+                    answer = await client.get(base + waiting[0])
                     last = answer.text
+                    if answer.status_code == httpx.codes.OK:
+                        waiting.pop(0)
+                    if not waiting:
+                        return
                 except httpx.HTTPError as error:
                     last = repr(error)
                 await asyncio.sleep(0.05)
@@ -304,8 +316,8 @@ class Supervisor:
         for part in (self._gateway, self._ray, self._kafka, self._postgres):
             if part is not None:
                 await asyncio.to_thread(part.stop)
-        if self._application_socket is not None:
-            self._application_socket.close()
+        for held in self._held:
+            held.close()
         await asyncio.to_thread(processes.end_all, secrets.engine)
         self.data.retract()
         self._say("stopped")

@@ -21,10 +21,10 @@ from actors.ray_calls import RayTransport, actor_name
 from actors.shard import ShardLimits
 from actors.shard_client import ShardClient
 from actors.transport import TcpTransport, Transport
+from cluster.identity_wiring import Trust
 from cluster.journals import kafka_address, open_journal
 from cluster.plan import Plan
 from cluster.settings import Ingress, TransportKind
-from deployments.auth.tokens import KeyAddress, KeyFile, TokenVerifier
 from deployments.payments import Services, create_app
 from deployments.serving import Application, Spec
 from storage.feed import Feed
@@ -66,13 +66,6 @@ def shard_transport(plan: Plan) -> Transport:
     return TcpTransport(locate_by(), bytes.fromhex(plan.secrets.shard_secret), plan.partitions)
 
 
-def token_verifier(plan: Plan) -> TokenVerifier:
-    """Verifies access tokens against the configured key set."""
-    jwks = plan.jwks
-    source = KeyAddress(jwks) if jwks.startswith(("http://", "https://")) else KeyFile(Path(jwks))
-    return TokenVerifier(source, issuer=plan.settings.token_issuer, audience=plan.settings.token_audience)
-
-
 async def payments_application(config: dict[str, Any]) -> Application:
     """The factory that a replica calls on its own loop. `config`: where the plan lies."""
     plan = Plan.from_json(await asyncio.to_thread(Path(config["plan"]).read_text))
@@ -80,11 +73,13 @@ async def payments_application(config: dict[str, Any]) -> Application:
     pool = await asyncpg.create_pool(plan.dsn, min_size=1, max_size=_REPLICA_CONNECTIONS)
     client = ShardClient(shard_transport(plan), plan.partitions)
     store = QueryStore(pool)
+    trust = Trust(plan, pool)
+    await trust.start()
     services = Services(
         client=client,
         store=store,
         registry=Registry(pool),
-        verifier=token_verifier(plan),
+        verifier=trust.verifier(),
         ledger_key=plan.ledger_key,
         gateway_secret=plan.secrets.gateway_secret,
         deadline_s=settings.deadline_s,
@@ -95,6 +90,7 @@ async def payments_application(config: dict[str, Any]) -> Application:
     )
 
     async def close() -> None:
+        await trust.close()
         await client.close()
         await store.close()
         await pool.close()

@@ -54,7 +54,7 @@ class Admission:
         max_in_progress: int = 512,
         max_waiting: int = 1024,
         max_wait_s: float = 5.0,
-        exempt: frozenset[str] = frozenset({"/healthz", "/v1/events"}),
+        exempt: frozenset[str] = frozenset({"/healthz", "/auth/healthz", "/v1/events"}),
     ) -> None:
         self._app = app
         self.max_in_progress = max_in_progress

@@ -23,7 +23,9 @@ from deployments import asyncapi
 from deployments.auth.middleware import AuthenticationMiddleware, BearerBackend, GatewayMiddleware
 from deployments.edge import Edge
 from deployments.openapi import Operation, docs_page, document
-from deployments.payments_call import Answer, Call, json_answer
+from deployments.payments_call import (
+    Call,
+)
 from deployments.payments_events import PATH as EVENTS
 from deployments.payments_events import EventStream
 from deployments.payments_routes import INTRODUCTION, api_operations
@@ -40,6 +42,7 @@ from deployments.problems import (
     problems_page,
     prose,
 )
+from deployments.request import Answer, json_answer
 
 __all__ = ["Services", "create_app"]
 

@@ -9,18 +9,13 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 from msgspec import UNSET, UnsetType
-from validate_docbr import CNPJ, CPF
 
 from actors.shard_client import ShardUnavailable
 from deployments.json_body import text
 from deployments.payments_call import (
-    JSON,
     OPERATE,
     OPERATOR,
-    Answer,
     Call,
-    Header,
-    json_answer,
     position_header,
     read_instant,
     read_limit,
@@ -51,13 +46,14 @@ from deployments.problems import (
     FORBIDDEN,
     ID_CONFLICT,
     INVALID_LIMIT,
-    INVALID_TAX_ID,
     NOT_CAUGHT_UP,
     UNAVAILABLE,
     UNKNOWN_ACCOUNT,
     ProblemError,
     malformed,
 )
+from deployments.request import JSON, Answer, Header, json_answer
+from deployments.tax_id import read_tax_id
 from storage import ids
 from storage.events import NO_LIMIT, AccountStatus, Code, Kind
 from storage.query_store import NotYetProjected
@@ -71,33 +67,8 @@ _PAGE: Final = 100
 _PAGE_MAX: Final = 1000
 _CLOCK_SKEW_NS: Final = 5 * 60 * _NS
 _TIME_OF_DAY: Final = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])", re.ASCII)
-_CPF: Final = re.compile(r"[0-9]{11}|[0-9]{3}\.[0-9]{3}\.[0-9]{3}-[0-9]{2}", re.ASCII)
-_CNPJ: Final = re.compile(
-    r"[0-9A-Za-z]{12}[0-9]{2}|[0-9A-Za-z]{2}\.[0-9A-Za-z]{3}\.[0-9A-Za-z]{3}/[0-9A-Za-z]{4}-[0-9]{2}", re.ASCII
-)
-_CPF_STRICT: Final = CPF()
-_CPF_REPEATED: Final = CPF(repeated_digits=True)
-_CNPJ_CHECK: Final = CNPJ()
 DEFAULT_WINDOW: Final = 20 * 60 << 16 | 6 * 60
 STATUS_NAMES: Final = {AccountStatus.OPEN: "open", AccountStatus.FROZEN: "frozen", AccountStatus.CLOSED: "closed"}
-
-
-def read_tax_id(given: str, *, repeated: bool) -> str:
-    """The digits and capital letters of a CPF or CNPJ (domain: Receita Federal; alphanumeric CNPJ since July 2026).
-
-    Args:
-        given: with or without punctuation.
-        repeated: accept CPFs of one repeated digit.
-
-    Raises:
-        ProblemError: not a valid one.
-    """
-    plain = re.sub(r"[./-]", "", given).upper()
-    cpf = _CPF_REPEATED if repeated else _CPF_STRICT
-    if (_CPF.fullmatch(given) and cpf.validate(plain)) or (_CNPJ.fullmatch(given) and _CNPJ_CHECK.validate(plain)):
-        return plain
-    text(given, "owner.tax_id", 255)
-    raise ProblemError(INVALID_TAX_ID, "This is neither a CPF nor a CNPJ", field="owner.tax_id")
 
 
 # -- open and change --------------------------------------------------------------------------------------------------
@@ -112,7 +83,7 @@ async def open_account(call: Call) -> Answer:
     if sub != caller and call.actor != OPERATOR:
         raise ProblemError(FORBIDDEN, "Only an operator may open accounts for somebody else", field="owner.sub")
     name = text(request.owner.name.strip(), "owner.name", NAME_MAX)
-    tax_id = read_tax_id(request.owner.tax_id, repeated=services.repeated_tax_ids)
+    tax_id = read_tax_id(request.owner.tax_id, "owner.tax_id", repeated=services.repeated_tax_ids)
     columns = _limit_columns(request.limits, absent=NO_LIMIT, no_window=DEFAULT_WINDOW)
     event = call.event_id("accounts", request.id)
     account = account_id(event, slot(services.ledger_key, tax_id))

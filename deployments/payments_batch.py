@@ -21,13 +21,9 @@ from msgspec import UNSET
 
 from deployments.json_body import count_colons, decode_unchecked, refuse_repeated_keys, text
 from deployments.payments_call import (
-    JSON,
-    Answer,
     Call,
-    Header,
     Rows,
     content_checks,
-    content_length,
     read_id,
     read_note,
     write_headers,
@@ -35,6 +31,7 @@ from deployments.payments_call import (
 from deployments.payments_schema import BATCH_ROWS_MAX, BatchRequest, BatchRow
 from deployments.payments_transfers import read_expiry
 from deployments.problems import BY_CODE, OVERLOADED, TOO_LARGE, ProblemError, malformed
+from deployments.request import JSON, Answer, Header, content_length
 from storage import ids
 from storage.events import AMOUNT_MAX, EVENT, FIRST_ACCOUNT, RESULT, Code, Flag, Kind, ResultFlag
 

@@ -11,30 +11,24 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
-from urllib.parse import parse_qsl
+from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 from msgspec import UNSET, Raw, UnsetType
 from starlette.types import Receive, Scope
 
-from deployments import json_body
-from deployments.auth.tokens import Identity
 from deployments.json_body import free_form, text
 from deployments.payments_schema import DESCRIPTION_MAX, METADATA_BYTES_MAX, METADATA_DEPTH_MAX
 from deployments.problems import (
-    FORBIDDEN,
     INVALID_AMOUNT,
     INVALID_ID,
     NOT_CAUGHT_UP,
-    UNAUTHENTICATED,
     UNKNOWN_ACCOUNT,
-    UNSUPPORTED_MEDIA_TYPE,
     ProblemError,
     malformed,
 )
+from deployments.request import JSON, Header, Request, require
 from storage import ids
 from storage.events import AMOUNT_MAX, FIRST_ACCOUNT
 from storage.ids import Id
@@ -43,12 +37,10 @@ from storage.query_store import NotYetProjected
 if TYPE_CHECKING:
     from deployments.payments_services import Services
 
-T = TypeVar("T")
-Header = tuple[bytes, bytes]
 Rows = npt.NDArray[Any]
 
-SINGLE_BYTES_MAX: Final = 64 << 10
-JSON: Final[Header] = (b"content-type", b"application/json")
+READ: Final = "ledger:read"
+AUDIT: Final = "ledger:audit"
 OPERATE: Final = "ledger:operate"
 OPERATOR: Final = 0
 """`EVENT.actor` of one who may act on any account."""
@@ -64,28 +56,14 @@ _MASK64: Final = 2**64 - 1
 _SPAN_MIX: Final = 0x9E3779B97F4A7C15
 
 
-class Answer(NamedTuple):
-    """A whole response."""
+class Call(Request):
+    """One request, what it stands on, and for whom it acts."""
 
-    status: int
-    body: bytes
-    headers: list[Header]
-
-
-class Call:
-    """One request. `deadline`: time.monotonic seconds."""
-
-    __slots__ = ("actor", "deadline", "headers", "identity", "path", "receive", "request_id", "scope", "services")
+    __slots__ = ("actor", "services")
 
     def __init__(self, services: Services, scope: Scope, receive: Receive, path: Mapping[str, str]) -> None:
+        super().__init__(scope, receive, path)
         self.services = services
-        self.scope = scope
-        self.receive = receive
-        self.path = path
-        self.headers: dict[bytes, bytes] = scope["razao.headers"]
-        self.request_id: str = scope["razao.request_id"]
-        self.deadline: float = scope["razao.deadline"]
-        self.identity: Identity | None = scope["razao.identity"]
         self.actor = OPERATOR
 
     # -- who --------------------------------------------------------------------------------------------------------
@@ -96,59 +74,16 @@ class Call:
         Raises:
             ProblemError: no token, or it lacks the scope.
         """
-        identity = self.identity
-        if identity is None:
-            raise ProblemError(UNAUTHENTICATED, "A token is needed", headers={"www-authenticate": "Bearer"})
+        identity = self.identified()
         operates = OPERATE in identity.scopes
-        if scope not in identity.scopes and not (operates and lifted_by_operate):
-            challenge = f'Bearer error="insufficient_scope", scope="{scope}"'
-            raise ProblemError(
-                FORBIDDEN, f"The token lacks the scope {scope}", headers={"www-authenticate": challenge}, scope=scope
-            )
-        self.actor = OPERATOR if operates else self.services.actors.of(identity.subject)
+        if not (operates and lifted_by_operate):
+            require(identity, scope)
+        # An auditor sees every account, and writes to none but his own.
+        sees_all = operates or (scope == READ and AUDIT in identity.scopes)
+        self.actor = OPERATOR if sees_all else self.services.actors.of(identity.subject)
         return identity.subject
 
     # -- what -------------------------------------------------------------------------------------------------------
-
-    async def body(self, limit: int) -> bytes:
-        """The whole body, not decoded."""
-        if b"content-encoding" in self.headers:
-            raise ProblemError(UNSUPPORTED_MEDIA_TYPE, "Bodies must not be compressed", field="Content-Encoding")
-        return await json_body.receive_body(self.receive, content_length(self.headers), limit)
-
-    async def json(self, decoder: msgspec.json.Decoder[T], *, empty: bytes | None = None) -> T:
-        """The decoded JSON body; `empty` stands in for a body of no bytes."""
-        if empty is None or b"content-type" in self.headers:
-            self.expect_json()
-        data = await self.body(SINGLE_BYTES_MAX)
-        return json_body.decode(empty if not data and empty is not None else data, decoder)
-
-    def expect_json(self) -> None:
-        """Raises ProblemError unless the content type is JSON in UTF-8."""
-        value = self.headers.get(b"content-type", b"")
-        if value != b"application/json" and not _is_json(value):
-            raise ProblemError(
-                UNSUPPORTED_MEDIA_TYPE, "The content type must be application/json", field="Content-Type"
-            )
-
-    def query(self, *allowed: str) -> dict[str, str]:
-        """The query's parameters; unknown and repeated ones are refused."""
-        raw: bytes = self.scope["query_string"]
-        if not raw:
-            return {}
-        try:
-            pairs = parse_qsl(
-                raw.decode("ascii"), keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=16
-            )
-        except ValueError:
-            raise malformed("query", "The query cannot be read") from None
-        parameters = dict(pairs)
-        if len(parameters) != len(pairs):
-            raise malformed("query", "A query parameter is there twice")
-        for name in parameters:
-            if name not in allowed:
-                raise malformed("query", f"Unknown query parameter; known here: {', '.join(allowed) or 'none'}")
-        return parameters
 
     def positions(self) -> dict[int, int]:
         """What `Razao-Position` asks to wait for: partition → journal offset."""
@@ -207,23 +142,6 @@ class Call:
             except ValueError:  # not our gateway's
                 return ids.derive("request", self.identity.subject, route, self.request_id)
         return ids.uuid7(time.time_ns() // 1_000_000)
-
-
-def content_length(headers: Mapping[bytes, bytes]) -> int | None:
-    """The declared length of the body in bytes."""
-    raw = headers.get(b"content-length")
-    if raw is None:
-        return None
-    if not raw.isdigit() or len(raw) > 18:
-        raise malformed("Content-Length", "Content-Length is not a number")
-    return int(raw)
-
-
-def _is_json(value: bytes) -> bool:
-    parts = value.decode("latin-1").lower().split(";")
-    if parts[0].strip() != "application/json":
-        return False
-    return all(part.strip().replace('"', "") in {"charset=utf-8", "charset=us-ascii", ""} for part in parts[1:])
 
 
 # -- ids and accounts -----------------------------------------------------------------------------------------------
@@ -356,8 +274,3 @@ def write_headers(positions: Mapping[int, int], *, replayed: bool) -> list[Heade
     if replayed:
         headers.append(REPLAYED_HEADER)
     return headers
-
-
-def json_answer(status: int, value: object, headers: list[Header] | None = None) -> Answer:
-    """A cold answer."""
-    return Answer(status, msgspec.json.encode(value), [JSON] if headers is None else headers)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from actors.shard_client import ShardClient
-from deployments.auth.tokens import TokenVerifier
+from deployments.auth.issuers import Verifier
 from deployments.payments_events import EventStreams, Limits
 from storage.feed import Feed
 from storage.query_store import QueryStore
@@ -39,7 +39,7 @@ class Services:
     client: ShardClient
     store: QueryStore
     registry: Registry
-    verifier: TokenVerifier
+    verifier: Verifier
     ledger_key: bytes
     gateway_secret: str | None = None
     batch_bytes_max: int = 128 << 20

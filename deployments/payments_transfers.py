@@ -17,13 +17,10 @@ from actors.shard_client import Outcome, ShardUnavailable
 from deployments.json_body import decode
 from deployments.payments_call import (
     OPERATOR,
-    SINGLE_BYTES_MAX,
-    Answer,
     Call,
     Rows,
     check_amount,
     content_check,
-    json_answer,
     read_account,
     read_note,
     rfc3339,
@@ -53,6 +50,7 @@ from deployments.problems import (
     malformed,
     refusal,
 )
+from deployments.request import SINGLE_BYTES_MAX, Answer, json_answer
 from storage import ids, query_store
 from storage.events import EVENT, FIRST_STATELESS, SETTLEMENT, Code, Kind, ResultFlag
 from storage.ids import Id

@@ -214,6 +214,46 @@ UNAUTHENTICATED: Final = Problem(
     "in its "
     "time.",
 )
+WRONG_CREDENTIALS: Final = Problem(
+    "wrong-credentials",
+    401,
+    "Username or password is wrong",
+    "Which of the two is not said, nor whether there is such a user, nor whether they are disabled.",
+)
+TOO_MANY_ATTEMPTS: Final = Problem(
+    "too-many-attempts",
+    429,
+    "Too many attempts",
+    "Attempts at this account from this address, or from this address at all, came too fast. Nothing was looked at. Wait "
+    "as long as `Retry-After` says; going on in the meantime makes it no longer.",
+    retryable=True,
+    retry_after_s=30,
+)
+USERNAME_TAKEN: Final = Problem(
+    "username-taken",
+    409,
+    "The username is taken",
+    "Somebody has registered with this username. Names are compared without regard to case or form.",
+)
+WEAK_PASSWORD: Final = Problem(
+    "weak-password",
+    422,
+    "The password is too easy to guess",
+    "A password is long (NIST SP 800-63B-4), and not one of those that are tried first. A few words do; no kinds of "
+    "characters are asked for.",
+)
+TOO_MANY_KEYS: Final = Problem(
+    "too-many-keys",
+    422,
+    "There are too many access keys",
+    "A person has at most 50 access keys at a time. Delete one that is not used.",
+)
+UNKNOWN_KEY: Final = Problem(
+    "unknown-key",
+    404,
+    "There is no such access key",
+    "The caller has no access key of this id, or it has expired.",
+)
 FORBIDDEN: Final = Problem(
     "forbidden",
     403,
@@ -339,6 +379,12 @@ CATALOGUE: Final[tuple[Problem, ...]] = (
     INVALID_LIMIT,
     INVALID_TAX_ID,
     UNAUTHENTICATED,
+    WRONG_CREDENTIALS,
+    TOO_MANY_ATTEMPTS,
+    USERNAME_TAKEN,
+    WEAK_PASSWORD,
+    TOO_MANY_KEYS,
+    UNKNOWN_KEY,
     FORBIDDEN,
     MALFORMED,
     TIMEOUT,

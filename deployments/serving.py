@@ -69,7 +69,7 @@ class Spec:
     config: dict[str, Any] = field(default_factory=dict)
     host: str = "127.0.0.1"
     port: int = 0  # 0: no listener of its own, requests come through Serve's proxies
-    route_prefix: str = "/"
+    route_prefix: str | None = "/"  # None: not behind Serve's proxies
     version: str = ""  # of the code; part of what makes a deployment a changed one
     replicas_min: int = 1
     replicas_max: int = 1
@@ -141,7 +141,7 @@ class Place:
     name: str
     host: str
     port: int
-    route_prefix: str
+    route_prefix: str | None
     drain_s: float
     idle_s: float
 
@@ -164,7 +164,7 @@ class Replica:
         self._publisher = asyncio.get_running_loop().create_task(_publish(place.name, self._admission))
         self._listener: Listener | None = None
         if place.port:
-            root_path = place.route_prefix.rstrip("/")
+            root_path = (place.route_prefix or "").rstrip("/")
             self._listener = Listener(self._admission, place.host, place.port, root_path=root_path)
             await self._listener.start()
         garbage.calm()

@@ -12,7 +12,8 @@ from typing import Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deployments.auth.tokens import Identity, InvalidToken, KeysUnavailable, TokenVerifier
+from deployments.auth.issuers import Verifier
+from deployments.auth.tokens import Identity, InvalidToken, KeysUnavailable
 from deployments.problems import FORBIDDEN, UNAUTHENTICATED, UNAVAILABLE, ProblemError
 
 Headers = Mapping[bytes, bytes]
@@ -71,9 +72,9 @@ class GatewayMiddleware:
 
 
 class BearerBackend:
-    """`Authorization: Bearer` (RFC 6750), verified by a TokenVerifier."""
+    """`Authorization: Bearer` (RFC 6750), checked by a Verifier."""
 
-    def __init__(self, verifier: TokenVerifier, realm: str) -> None:
+    def __init__(self, verifier: Verifier, realm: str) -> None:
         self._verifier = verifier
         self._challenge = f'Bearer realm="{realm}"'
 

@@ -36,6 +36,9 @@ JWKS_SIZE_MAX: Final = 1 << 20
 RSA_BITS_MIN: Final = 2048
 REMEMBERED_MAX: Final = 65_536
 _FOREVER_S: Final = 1 << 40
+TYPES: Final = frozenset({"jwt", "at+jwt", "application/at+jwt"})
+ACCESS_TOKEN: Final = frozenset({"at+jwt", "application/at+jwt"})
+"""What `typ` must be where the issuer follows RFC 9068."""
 
 PublicKey = Ed25519PublicKey | EllipticCurvePublicKey | RSAPublicKey
 
@@ -128,6 +131,21 @@ _OPTIONS: Final[dict[str, Any]] = {
 }
 
 
+_OPTIONS_WITHOUT_AUD: Final = {**_OPTIONS, "require": ["exp", "iat", "iss", "sub"], "verify_aud": False}
+
+
+def subject_and_scope(claims: Mapping[str, Any]) -> tuple[str, frozenset[str]]:
+    """Whom the claims speak for, and with what scopes, as RFC 9068 has them.
+
+    Raises:
+        InvalidToken: one of them is of the wrong type.
+    """
+    subject, scope = claims["sub"], claims.get("scope", "")
+    if not isinstance(subject, str) or not isinstance(scope, str):
+        raise InvalidToken("The token's subject or scope is of the wrong type")
+    return subject, frozenset(scope.split())
+
+
 @dataclass(frozen=True, slots=True)
 class _Key:
     public: PublicKey
@@ -175,6 +193,9 @@ class TokenVerifier:
         *,
         issuer: str = ISSUER,
         audience: str = AUDIENCE,
+        audience_claim: str = "aud",
+        types: frozenset[str] = TYPES,
+        identify: Callable[[Mapping[str, Any]], tuple[str, frozenset[str]]] | None = None,
         leeway_s: int = LEEWAY_S,
         keys_max_age_s: float = 600.0,
         keys_min_age_s: float = 10.0,
@@ -185,6 +206,9 @@ class TokenVerifier:
         self._source = keys
         self._issuer = issuer
         self._audience = audience
+        self._audience_claim = audience_claim
+        self._types = types
+        self._identify = identify or subject_and_scope
         self._leeway_s = leeway_s
         self._keys_max_age_s = keys_max_age_s
         self._keys_min_age_s = keys_min_age_s
@@ -232,7 +256,7 @@ class TokenVerifier:
             raise InvalidToken("The token's algorithm is not accepted")
         if "crit" in header:
             raise InvalidToken("The token asks for extensions that are not supported")
-        if not isinstance(kid, str) or str(header.get("typ", "JWT")).lower() not in {"jwt", "at+jwt"}:
+        if not isinstance(kid, str) or str(header.get("typ", "JWT")).lower() not in self._types:
             raise InvalidToken("The token has no key id, or is not an access token")
         age = self._monotonic() - self._tried_at
         if kid in self._keys:
@@ -251,15 +275,16 @@ class TokenVerifier:
         return key
 
     def _identity(self, token: str, key: _Key) -> Identity:
+        by_aud = self._audience_claim == "aud"
         try:
             claims = jwt.decode(
                 token,
                 key.public,
                 algorithms=list(key.algorithms),
                 issuer=self._issuer,
-                audience=self._audience,
+                audience=self._audience if by_aud else None,
                 leeway=self._leeway_s,
-                options=_OPTIONS,  # type: ignore[arg-type] # a TypedDict there
+                options=_OPTIONS if by_aud else _OPTIONS_WITHOUT_AUD,  # type: ignore[arg-type] # a TypedDict there
             )
         except jwt.ExpiredSignatureError:
             raise InvalidToken("The token has expired") from None
@@ -271,15 +296,22 @@ class TokenVerifier:
             raise InvalidToken(f"The token lacks the claim {error.claim}") from None
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
             raise InvalidToken("The token is not signed by its key") from None
-        subject, scope, expires = claims["sub"], claims.get("scope", ""), claims["exp"]
+        if not by_aud and claims.get(self._audience_claim) != self._audience:
+            raise InvalidToken("The token is not meant for this service")
+        expires = claims["exp"]
+        subject, scopes = self._identify(claims)
         if not isinstance(subject, str) or not 1 <= len(subject) <= 255 or not subject.isprintable():
             raise InvalidToken("The token's subject is not 1 to 255 printable characters")
-        if not isinstance(scope, str) or isinstance(expires, bool) or not isinstance(expires, int | float):
-            raise InvalidToken("The token's scope or expiry is of the wrong type")
+        if isinstance(expires, bool) or not isinstance(expires, int | float):
+            raise InvalidToken("The token's expiry is of the wrong type")
         if not self._clock() - self._leeway_s < expires < _FOREVER_S:
             raise InvalidToken("The token has expired, or never does")
         expires_at = float(expires) + self._leeway_s
-        return Identity(subject, frozenset(scope.split()), expires_at, claims)
+        return Identity(subject, scopes, expires_at, claims)
+
+    async def refresh(self) -> None:
+        """Look at the key set now: somebody said that it has changed."""
+        await asyncio.shield(self._start_refresh())
 
     def _remember(self, token: bytes, identity: Identity) -> None:
         if len(self._remembered) >= self._remembered_max:

@@ -23,7 +23,9 @@ def test_relative_paths_mean_the_directory_of_the_one_who_gave_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    plan = Plan(settings(jwks="keys.json"), Secrets("e", "00", "00", "s"), 2, Windows(), "dsn", 1)
+    plan = Plan(
+        settings(jwks="keys.json"), Secrets("e", "00", "00", "s"), 2, Windows(), "dsn", 1, 2, "http://localhost"
+    )
     text = plan.as_json()
     monkeypatch.chdir("/")
     again = Plan.from_json(text)

@@ -1,0 +1,125 @@
+"""The identity application: one ASGI app over the stores of people, clients, grants and keys.
+
+`OPERATIONS` of `identity_routes.py` is the table of its calls. The edge, the gateway's secret and the tokens stand around it
+as middleware, the same as around payments.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+import asyncpg
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from deployments.auth.middleware import AuthenticationMiddleware, BearerBackend, GatewayMiddleware
+from deployments.auth.tokens import KeysUnavailable
+from deployments.edge import Edge
+from deployments.identity_call import Call
+from deployments.identity_pages import page
+from deployments.identity_routes import INTRODUCTION, api_operations
+from deployments.identity_schema import Health
+from deployments.identity_services import Services
+from deployments.openapi import Operation, docs_page, document
+from deployments.problems import METHOD_NOT_ALLOWED, NOT_FOUND, UNAVAILABLE, ProblemError, prose
+from deployments.request import JSON, Answer, json_answer
+
+__all__ = ["HEALTH", "Identity", "Services", "create_app"]
+
+TITLE: Final = "Razao identity"
+HEALTH: Final = "/auth/healthz"
+_KEYS: Final = "/auth/access-keys/"
+_BEARERS: Final = frozenset({"/auth/logout", "/auth/password", "/auth/access-keys", "/oauth/userinfo"})
+
+
+def create_app(services: Services) -> ASGIApp:
+    """The ASGI application. How many requests may be at work is decided around it (`deployments/admission.py`)."""
+    secured = AuthenticationMiddleware(Identity(services), BearerBackend(services.verifier, "identity"), is_public)
+    guarded = GatewayMiddleware(secured, services.gateway_secret)
+    return Edge(guarded, deadline_s=services.deadline_s, translate=translate)
+
+
+def is_public(path: str) -> bool:
+    """All but the few calls that a token opens."""
+    return path not in _BEARERS and not path.startswith(_KEYS)
+
+
+def translate(error: Exception) -> ProblemError | None:
+    """What a driver's error means to a client: the store cannot be reached just now."""
+    if isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError | OSError | KeysUnavailable):
+        return ProblemError(UNAVAILABLE, "The store of identities does not answer")
+    return None
+
+
+class Identity:
+    """Finds the call and answers it."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self.operations = (*api_operations(), *self._own_operations())
+        self._exact = {(o.method, o.path): o for o in self.operations if "{" not in o.path}
+        self._delete_key = next(o for o in self.operations if "{" in o.path)
+        self._openapi = json.dumps(document(TITLE, _version(), INTRODUCTION, self.operations), indent=1).encode()
+        introduction = "".join(f"<p>{prose(paragraph)}</p>" for paragraph in INTRODUCTION.split("\n\n"))
+        self._docs = docs_page(TITLE, introduction, self.operations)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        operation, path = self._find(scope["method"], scope["path"])
+        answer: Answer = await operation.handler(Call(self._services, scope, receive, path))
+        headers = list(answer.headers)
+        if answer.status != 204:
+            headers.append((b"content-length", b"%d" % len(answer.body)))
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else answer.body})
+
+    def _find(self, method: str, path: str) -> tuple[Operation, Mapping[str, str]]:
+        wanted = "GET" if method == "HEAD" else method
+        if (found := self._exact.get((wanted, path))) is not None:
+            return found, {}
+        allowed = {known for known, its in self._exact if its == path}
+        key = path[len(_KEYS) :]
+        if path.startswith(_KEYS) and key and "/" not in key:
+            if method == self._delete_key.method:
+                return self._delete_key, {"id": key}
+            allowed.add(self._delete_key.method)
+        if not allowed:
+            raise ProblemError(NOT_FOUND, "No call has this path")
+        if "GET" in allowed:
+            allowed.add("HEAD")
+        allow = ", ".join(sorted(allowed))
+        raise ProblemError(METHOD_NOT_ALLOWED, f"This path knows {allow}", headers={"allow": allow})
+
+    def _own_operations(self) -> tuple[Operation, ...]:
+        return (
+            Operation(
+                "GET", HEALTH, "health", "Whether the store answers and there is a key to sign with", "",
+                self._get_health, response=Health, problems=(UNAVAILABLE,),
+            ),
+            Operation("GET", "/auth/openapi.json", "openapi", "This contract as OpenAPI 3.1", "", self._get_openapi),
+            Operation(
+                "GET", "/auth/docs", "docs", "This contract for people", "", self._get_docs, media_types=("text/html",)
+            ),
+        )  # fmt: skip
+
+    async def _get_health(self, call: Call) -> Answer:
+        self._services.signer.current()
+        await call.services.clients.get("")
+        return json_answer(200, Health("ok"))
+
+    async def _get_openapi(self, _: Call) -> Answer:
+        return Answer(200, self._openapi, [JSON, (b"cache-control", b"public, max-age=300")])
+
+    async def _get_docs(self, _: Call) -> Answer:
+        framed = page(200, "", "")
+        headers = [pair for pair in framed.headers if pair[0] != b"cache-control"]
+        return Answer(200, self._docs, [*headers, (b"cache-control", b"public, max-age=300")])
+
+
+def _version() -> str:
+    try:
+        return version("razao")
+    except PackageNotFoundError:
+        return "0"

@@ -1,0 +1,104 @@
+"""Bodies of the identity application's JSON calls; OAuth's own calls take forms, as their RFCs say."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+NAME_MAX = 100
+USERNAME_MAX = 64
+SCOPES_MAX = 16
+
+
+class RegisterRequest(Struct, forbid_unknown_fields=True):
+    """Somebody new."""
+
+    username: Annotated[str, Meta(description="1 to 64 characters; case does not count.", examples=["ana.souza"])]
+    password: Annotated[str, Meta(description="15 to 256 characters.", examples=["um cavalo correto na pilha"])]
+    name: Annotated[str, Meta(description="1 to 100 characters.", examples=["Ana Souza"])]
+    tax_id: Annotated[str, Meta(description="CPF or CNPJ. Kept as a keyed hash alone.", examples=["529.982.247-25"])]
+
+
+class Registered(Struct):
+    """Who it is from now on."""
+
+    sub: Annotated[str, Meta(description="The `sub` of all tokens.")]
+
+
+class LoginRequest(Struct, forbid_unknown_fields=True):
+    """Somebody known."""
+
+    username: Annotated[str, Meta(examples=["ana.souza"])]
+    password: Annotated[str, Meta(examples=["um cavalo correto na pilha"])]
+
+
+class Tokens(Struct):
+    """What a login gives."""
+
+    id_token: Annotated[str, Meta(description="Who has logged in (OpenID Connect); opens nothing.")]
+    access_token: Annotated[str, Meta(description="A JWT by RFC 9068; for `Authorization: Bearer`.")]
+    refresh_token: Annotated[str, Meta(description="Good for one use at `/oauth/token`, with client_id `razao`.")]
+    token_type: Annotated[str, Meta(examples=["Bearer"])]
+    expires_in: Annotated[int, Meta(description="Seconds that the access token lives.", examples=[600])]
+    scope: Annotated[str, Meta(examples=["identity:self ledger:read ledger:write openid profile"])]
+
+
+class PasswordRequest(Struct, forbid_unknown_fields=True):
+    """A new password."""
+
+    current_password: str
+    new_password: Annotated[str, Meta(description="15 to 256 characters.")]
+
+
+class AccessKeyRequest(Struct, forbid_unknown_fields=True):
+    """An access key to make."""
+
+    name: Annotated[str, Meta(description="1 to 100 characters.", examples=["billing"])]
+    scopes: Annotated[list[str], Meta(description="No more than the maker may pass on.", examples=[["ledger:read"]])]
+    expires_in: Annotated[
+        int | UnsetType, Meta(description="Seconds that it lives, at most a year; a year when left out.")
+    ] = UNSET
+
+
+class AccessKey(Struct):
+    """An access key as its maker sees it."""
+
+    client_id: str
+    name: str
+    scopes: list[str]
+    created_at: str
+    expires_at: str | None
+    last_used_at: Annotated[str | None, Meta(description="To the minute.")]
+
+
+class NewAccessKey(Struct):
+    """An access key with its secret, which is shown this once."""
+
+    client_id: str
+    client_secret: str
+    name: str
+    scopes: list[str]
+    created_at: str
+    expires_at: str | None
+
+
+class AccessKeys(Struct):
+    """A person's access keys, the newest first."""
+
+    items: list[AccessKey]
+    next_cursor: None
+
+
+class Health(Struct):
+    """Whether the application serves."""
+
+    status: str
+
+
+class Claims(Struct):
+    """Of the person whom the token speaks for."""
+
+    sub: str
+    name: str | UnsetType = UNSET
+    preferred_username: str | UnsetType = UNSET

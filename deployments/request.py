@@ -1,0 +1,142 @@
+"""One request on its way through an application: its headers, body and query, read strictly, and whole answers to it.
+
+Each application derives its own call from `Request`; what goes wrong is raised as a ProblemError and answered at the edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple, TypeVar
+from urllib.parse import parse_qsl
+
+import msgspec
+from starlette.types import Receive, Scope
+
+from deployments import json_body
+from deployments.auth.tokens import Identity
+from deployments.problems import FORBIDDEN, UNAUTHENTICATED, UNSUPPORTED_MEDIA_TYPE, ProblemError, malformed
+
+T = TypeVar("T")
+Header = tuple[bytes, bytes]
+
+SINGLE_BYTES_MAX: Final = 64 << 10
+JSON: Final[Header] = (b"content-type", b"application/json")
+
+
+class Answer(NamedTuple):
+    """A whole response."""
+
+    status: int
+    body: bytes
+    headers: list[Header]
+
+
+class Request:
+    """One request. `deadline`: time.monotonic seconds."""
+
+    __slots__ = ("deadline", "headers", "identity", "path", "receive", "request_id", "scope")
+
+    def __init__(self, scope: Scope, receive: Receive, path: Mapping[str, str]) -> None:
+        self.scope = scope
+        self.receive = receive
+        self.path = path
+        self.headers: dict[bytes, bytes] = scope["razao.headers"]
+        self.request_id: str = scope["razao.request_id"]
+        self.deadline: float = scope["razao.deadline"]
+        self.identity: Identity | None = scope["razao.identity"]
+
+    def identified(self) -> Identity:
+        """Who asks.
+
+        Raises:
+            ProblemError: nobody has said.
+        """
+        if self.identity is None:
+            raise ProblemError(UNAUTHENTICATED, "A token is needed", headers={"www-authenticate": "Bearer"})
+        return self.identity
+
+    async def body(self, limit: int) -> bytes:
+        """The whole body, not decoded."""
+        if b"content-encoding" in self.headers:
+            raise ProblemError(UNSUPPORTED_MEDIA_TYPE, "Bodies must not be compressed", field="Content-Encoding")
+        return await json_body.receive_body(self.receive, content_length(self.headers), limit)
+
+    async def json(self, decoder: msgspec.json.Decoder[T], *, empty: bytes | None = None) -> T:
+        """The decoded JSON body; `empty` stands in for a body of no bytes."""
+        if empty is None or b"content-type" in self.headers:
+            self.expect_json()
+        data = await self.body(SINGLE_BYTES_MAX)
+        return json_body.decode(empty if not data and empty is not None else data, decoder)
+
+    def expect_json(self) -> None:
+        """Raises ProblemError unless the content type is JSON in UTF-8."""
+        value = self.headers.get(b"content-type", b"")
+        if value != b"application/json" and not _is(value, "application/json"):
+            raise ProblemError(
+                UNSUPPORTED_MEDIA_TYPE, "The content type must be application/json", field="Content-Type"
+            )
+
+    async def form(self, limit: int = SINGLE_BYTES_MAX) -> dict[str, str]:
+        """The fields of a form; repeated ones are refused."""
+        if not _is(self.headers.get(b"content-type", b""), "application/x-www-form-urlencoded"):
+            raise ProblemError(
+                UNSUPPORTED_MEDIA_TYPE,
+                "The content type must be application/x-www-form-urlencoded",
+                field="Content-Type",
+            )
+        return fields(await self.body(limit), "body")
+
+    def query(self, *allowed: str) -> dict[str, str]:
+        """The query's parameters; unknown and repeated ones are refused."""
+        parameters = fields(self.scope["query_string"], "query")
+        for name in parameters:
+            if name not in allowed:
+                raise malformed("query", f"Unknown query parameter; known here: {', '.join(allowed) or 'none'}")
+        return parameters
+
+
+def require(identity: Identity, scope: str) -> None:
+    """Raises ProblemError unless the token has the scope."""
+    if scope not in identity.scopes:
+        challenge = f'Bearer error="insufficient_scope", scope="{scope}"'
+        raise ProblemError(
+            FORBIDDEN, f"The token lacks the scope {scope}", headers={"www-authenticate": challenge}, scope=scope
+        )
+
+
+def fields(raw: bytes, where: str) -> dict[str, str]:
+    """Names and values of a query or a form, strictly: none twice, none that cannot be decoded."""
+    if not raw:
+        return {}
+    try:
+        pairs = parse_qsl(
+            raw.decode("ascii"), keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=32
+        )
+    except ValueError:
+        raise malformed(where, f"The {where} cannot be read") from None
+    parameters = dict(pairs)
+    if len(parameters) != len(pairs):
+        raise malformed(where, f"A {where} parameter is there twice")
+    return parameters
+
+
+def content_length(headers: Mapping[bytes, bytes]) -> int | None:
+    """The declared length of the body in bytes."""
+    raw = headers.get(b"content-length")
+    if raw is None:
+        return None
+    if not raw.isdigit() or len(raw) > 18:
+        raise malformed("Content-Length", "Content-Length is not a number")
+    return int(raw)
+
+
+def _is(value: bytes, media_type: str) -> bool:
+    parts = value.decode("latin-1").lower().split(";")
+    if parts[0].strip() != media_type:
+        return False
+    return all(part.strip().replace('"', "") in {"charset=utf-8", "charset=us-ascii", ""} for part in parts[1:])
+
+
+def json_answer(status: int, value: object, headers: list[Header] | None = None) -> Answer:
+    """A cold answer."""
+    return Answer(status, msgspec.json.encode(value), [JSON] if headers is None else headers)

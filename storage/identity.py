@@ -1,0 +1,249 @@
+"""The store of identities: its schema, its keyed hashes, its audit trail, and the people in it.
+
+Beside it stand the stores of clients, of grants (`identity_grants.py`) and of signing keys (`identity_keys.py`), all over
+one pool. Every change goes into the audit table in the transaction that makes it. Whoever follows revocations and keys is
+told on the channel `CHANNEL`.
+
+    UsernameTaken           somebody else has the name
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
+from importlib import resources
+from typing import Any, Final
+
+import asyncpg
+
+CHANNEL: Final = "identity"
+REVOKED: Final = "revoked"
+KEYS: Final = "keys"
+Connection = Any
+"""An asyncpg connection, or the pool's stand-in for one."""
+
+_FOR_EVER: Final = datetime(9999, 1, 1, tzinfo=UTC)
+
+
+class UsernameTaken(Exception):  # noqa: N818 - what it is
+    """Somebody else has the name."""
+
+
+@dataclass(frozen=True, slots=True)
+class By:
+    """Who makes a change, for the audit table. `request`: the number of the HTTP request."""
+
+    actor: str
+    address: str = ""
+    request: str = ""
+
+
+OPERATOR: Final = By("operator")
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A person, without what only the login needs."""
+
+    sub: str
+    username: str
+    name: str
+    person: str | None  # keyed reference to the tax id, hex
+    role: str
+    disabled: bool
+    created_at: datetime
+
+
+def derived_key(ledger_key: bytes, purpose: bytes) -> bytes:
+    """32 bytes for one purpose of at most 16 bytes, from the ledger's key."""
+    return blake2b(b"", digest_size=32, key=ledger_key, person=purpose).digest()
+
+
+def digest(key: bytes, secret: str) -> bytes:
+    """What is kept of a random secret, or of what a bucket counts. Fast, so not for what people make up."""
+    return blake2b(secret.encode("utf-8", "surrogatepass"), digest_size=32, key=key, person=b"razao.secret").digest()
+
+
+def person_reference(key: bytes, tax_id: str) -> bytes:
+    """The 16 bytes that stand for a tax id (digits and letters only): nobody without the key can try ids until one
+    fits."""
+    return blake2b(tax_id.encode(), digest_size=16, key=key, person=b"razao.person").digest()
+
+
+def canonical_username(given: str) -> str:
+    """The one form of a username: NFKC, case folded (RFC 8265, UsernameCaseMapped, in short)."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", given.strip()).casefold())
+
+
+async def create(pool: asyncpg.Pool[asyncpg.Record]) -> None:
+    """Make the schema `identity` where it is missing. Nothing ever drops it."""
+    sql = resources.files("storage").joinpath("identity.sql").read_text()
+    async with pool.acquire() as connection, connection.transaction():
+        await connection.execute(sql)
+
+
+@asynccontextmanager
+async def transaction(pool: asyncpg.Pool[asyncpg.Record]) -> AsyncIterator[Connection]:
+    """A connection inside a transaction."""
+    async with pool.acquire() as connection, connection.transaction():
+        yield connection
+
+
+async def record(connection: Connection, by: By, action: str, subject: str, **detail: Any) -> None:
+    """Write to the audit table."""
+    await connection.execute(
+        "INSERT INTO identity.audit (actor, action, subject, detail, address, request) VALUES ($1, $2, $3, $4, $5, $6)",
+        by.actor, action, subject, json.dumps(detail), by.address, by.request,
+    )  # fmt: skip
+
+
+async def notify(connection: Connection, what: str) -> None:
+    """Tell followers, once the transaction has committed."""
+    await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, what)
+
+
+async def revoke_marks(connection: Connection, marks: Sequence[str], life: timedelta | None) -> None:
+    """Stop access tokens that carry one of `marks`, for `life` from now on; None: until it is lifted."""
+    until = _FOR_EVER if life is None else datetime.now(UTC) + life
+    await connection.executemany(
+        "INSERT INTO identity.revocations (mark, expires_at) VALUES ($1, $2)"
+        " ON CONFLICT (mark) DO UPDATE SET expires_at = greatest(revocations.expires_at, excluded.expires_at)",
+        [(mark, until) for mark in marks],
+    )
+    await notify(connection, REVOKED)
+
+
+class Users:
+    """People and their passwords."""
+
+    def __init__(self, pool: asyncpg.Pool[asyncpg.Record], *, access_life: timedelta) -> None:
+        """`access_life`: the longest life of an access token, leeway included."""
+        self._pool = pool
+        self._life = access_life
+
+    async def add(
+        self, sub: uuid.UUID, username: str, *, name: str, person: bytes | None, role: str, password: str, by: By
+    ) -> bool:
+        """Add a person. `username` is canonical, `password` a hash. False: this very `sub` was added before.
+
+        Raises:
+            UsernameTaken: somebody else has the name.
+        """
+        async with transaction(self._pool) as connection:
+            added = await connection.fetchval(
+                "INSERT INTO identity.users (sub, username, name, person, role, password)"
+                " VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (username) DO NOTHING RETURNING sub",
+                sub, username, name, person, role, password,
+            )  # fmt: skip
+            if added is None:
+                known = await connection.fetchval("SELECT sub FROM identity.users WHERE username = $1", username)
+                if known != sub:
+                    raise UsernameTaken(username)
+                return False
+            await record(connection, by, "user.added", str(sub), username=username, role=role)
+        return True
+
+    async def to_log_in(self, username: str) -> tuple[User, str] | None:
+        """The person of that canonical name, with the password's hash."""
+        row = await self._pool.fetchrow("SELECT * FROM identity.users WHERE username = $1", username)
+        return None if row is None else (_user(row), row["password"])
+
+    async def by_sub(self, sub: str) -> User | None:
+        """The person, disabled or not."""
+        row = await self._pool.fetchrow("SELECT * FROM identity.users WHERE sub = $1", read_uuid(sub))
+        return None if row is None else _user(row)
+
+    async def password_of(self, sub: str) -> str | None:
+        """The password's hash."""
+        found: str | None = await self._pool.fetchval(
+            "SELECT password FROM identity.users WHERE sub = $1", read_uuid(sub)
+        )
+        return found
+
+    async def by_name(self, username: str) -> User | None:
+        """The person of that canonical name."""
+        row = await self._pool.fetchrow("SELECT * FROM identity.users WHERE username = $1", username)
+        return None if row is None else _user(row)
+
+    async def everyone(self) -> list[User]:
+        """All people by name."""
+        return [_user(row) for row in await self._pool.fetch("SELECT * FROM identity.users ORDER BY username")]
+
+    async def have_role(self, role: str) -> bool:
+        """Whether anybody has it."""
+        return bool(await self._pool.fetchval("SELECT EXISTS (SELECT FROM identity.users WHERE role = $1)", role))
+
+    async def rehash(self, sub: str, old: str, new: str) -> None:
+        """Replace a password's hash by a better one of the same password."""
+        await self._pool.execute(
+            "UPDATE identity.users SET password = $3 WHERE sub = $1 AND password = $2", read_uuid(sub), old, new
+        )
+
+    async def change_password(self, sub: str, old: str, new: str, by: By) -> bool:
+        """Replace the hash `old` by `new`, and end every session. False: it is not `old` any more."""
+        async with transaction(self._pool) as connection:
+            changed = await connection.execute(
+                "UPDATE identity.users SET password = $3 WHERE sub = $1 AND password = $2", read_uuid(sub), old, new
+            )
+            if changed == "UPDATE 0":
+                return False
+            await end_sessions(connection, sub, self._life)
+            await record(connection, by, "user.password-changed", sub)
+        return True
+
+    async def disable(self, sub: str, by: By) -> None:
+        """Let somebody in no more, and stop what was given to them, access tokens too."""
+        async with transaction(self._pool) as connection:
+            await connection.execute(
+                "UPDATE identity.users SET disabled_at = now() WHERE sub = $1 AND disabled_at IS NULL", read_uuid(sub)
+            )
+            await end_sessions(connection, sub, self._life)
+            await revoke_marks(connection, [f"sub:{sub}"], None)
+            await record(connection, by, "user.disabled", sub)
+
+    async def enable(self, sub: str, by: By) -> None:
+        """Let somebody in again. What was stopped stays stopped."""
+        async with transaction(self._pool) as connection:
+            await connection.execute("UPDATE identity.users SET disabled_at = NULL WHERE sub = $1", read_uuid(sub))
+            await connection.execute("DELETE FROM identity.revocations WHERE mark = $1", f"sub:{sub}")
+            await notify(connection, REVOKED)
+            await record(connection, by, "user.enabled", sub)
+
+
+async def end_sessions(connection: Connection, sub: str, access_life: timedelta) -> None:
+    """End somebody's sessions at the login page, their refresh tokens and the access tokens that came of them."""
+    await connection.execute("DELETE FROM identity.sessions WHERE sub = $1", read_uuid(sub))
+    await connection.execute("DELETE FROM identity.codes WHERE sub = $1 AND used_by IS NULL", read_uuid(sub))
+    # Those that were ended before have their marks already.
+    ended = await connection.fetch(
+        "UPDATE identity.families SET revoked_at = now() WHERE sub = $1 AND revoked_at IS NULL AND expires_at > now()"
+        " RETURNING id",
+        read_uuid(sub),
+    )
+    await revoke_marks(connection, [f"sid:{row['id']}" for row in ended], access_life)
+
+
+def read_uuid(sub: str) -> uuid.UUID | None:
+    """The UUID; None of what is none, such as the `sub` of another issuer: it names nobody here."""
+    try:
+        return uuid.UUID(sub)
+    except ValueError:
+        return None
+
+
+def _user(row: Any) -> User:
+    return User(
+        sub=str(row["sub"]),
+        username=row["username"],
+        name=row["name"],
+        person=None if row["person"] is None else row["person"].hex(),
+        role=row["role"],
+        disabled=row["disabled_at"] is not None,
+        created_at=row["created_at"],
+    )
