@@ -6,15 +6,15 @@ import asyncio
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
-from rich.console import Console
 from rich.table import Table
 
+from cluster.cli_identity import clients, keys, users
+from cluster.console import Data, Json, directory_of, err, fail, out, settings_of
 from cluster.data import DataDirectory, EngineError
-from cluster.settings import JournalKind, Settings
+from cluster.settings import JournalKind
 
 if TYPE_CHECKING:
     from cluster.services.manager import State
@@ -26,30 +26,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
-
-Data = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="The engine's directory.  [default: ./var]")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-
-
-def _settings(**overrides: Any) -> Settings:
-    """Settings from the environment, overridden by the options that were given."""
-    try:
-        return Settings(**{name: value for name, value in overrides.items() if value is not None})
-    except ValidationError as error:
-        facts = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        fail(f"settings: {facts}")
-
-
-def _directory(data: Path | None) -> DataDirectory:
-    return DataDirectory(_settings(data=data).data)
-
-
-def fail(message: str, code: int = 2) -> NoReturn:
-    """Say why a command cannot go on, and end it."""
-    err.print(f"[red]razao:[/] {message}", markup=True)
-    raise typer.Exit(code)
+app.add_typer(users, name="users")
+app.add_typer(clients, name="clients")
+app.add_typer(keys, name="keys")
 
 
 @app.command()
@@ -64,7 +43,7 @@ def up(
     """Start the engine and keep it running; Ctrl-C or SIGTERM stops everything that it started."""
     from cluster.supervisor import Supervisor
 
-    settings = _settings(data=data, port=port, tls_port=tls_port, shards=shards, journal=journal)
+    settings = settings_of(data=data, port=port, tls_port=tls_port, shards=shards, journal=journal)
     try:
         supervisor = Supervisor(settings, say=lambda line: out.print(line, markup=False))
         asyncio.run(supervisor.run(on_ready=(lambda: _show_demo(supervisor.data)) if demo else None))
@@ -80,7 +59,7 @@ def down(data: Data = None) -> None:
     from cluster.stop import stop
 
     try:
-        out.print(stop(_directory(data)), markup=False)
+        out.print(stop(directory_of(data)), markup=False)
     except EngineError as error:
         fail(str(error), 1)
 
@@ -91,7 +70,7 @@ def redeploy(data: Data = None) -> None:
     from cluster.redeploy import redeploy as run
 
     try:
-        run(_settings(data=data), say=lambda line: out.print(line, markup=False))
+        run(settings_of(data=data), say=lambda line: out.print(line, markup=False))
     except EngineError as error:
         fail(str(error), 1)
 
@@ -102,7 +81,7 @@ def status(data: Data = None, as_json: Json = False) -> None:
     from cluster.status import collect
 
     try:
-        found = asyncio.run(collect(_directory(data)))
+        found = asyncio.run(collect(directory_of(data)))
     except EngineError as error:
         fail(str(error), 1)
     if as_json:
@@ -137,7 +116,13 @@ def token(
     """Sign an access token with the embedded key and print it alone."""
     from deployments.auth.keys import ensure_keys, sign_token
 
-    settings = _settings(data=data)
+    settings = settings_of(data=data)
+    if not settings.trusts_embedded_key:
+        fail(
+            "the embedded key is not trusted here, so nobody would take the token: log in instead, or set "
+            "RAZAO_TRUST_EMBEDDED_KEY=true for development",
+            1,
+        )
     directory = DataDirectory(settings.data)
     try:
         directory.make()
@@ -161,7 +146,7 @@ def verify(data: Data = None, as_json: Json = False) -> None:
     from cluster.verify import verify as run
 
     try:
-        report = asyncio.run(run(_settings(data=data), show_progress=not as_json))
+        report = asyncio.run(run(settings_of(data=data), show_progress=not as_json))
     except EngineError as error:
         fail(str(error), 1)
     if as_json:
@@ -179,7 +164,7 @@ def rebuild(data: Data = None) -> None:
     from cluster.rebuild import rebuild as run
 
     try:
-        asyncio.run(run(_settings(data=data), say=lambda line: out.print(line, markup=False)))
+        asyncio.run(run(settings_of(data=data), say=lambda line: out.print(line, markup=False)))
     except EngineError as error:
         fail(str(error), 1)
 
@@ -216,7 +201,7 @@ def services_up(
 
     try:
         console = err if as_json else out
-        states = Services(_directory(data).root).up(
+        states = Services(directory_of(data).root).up(
             names or [], secure=secure, realms=realms, say=lambda line: console.print(line, markup=False)
         )
     except ServiceError as error:
@@ -231,7 +216,7 @@ def services_down(names: Named = None, data: Data = None) -> None:
     from cluster.services.manager import Services
 
     try:
-        ended = Services(_directory(data).root).down(names or [])
+        ended = Services(directory_of(data).root).down(names or [])
     except ServiceError as error:
         fail(str(error), 1)
     out.print(f"ended: {', '.join(ended)}" if ended else "nothing ran", markup=False)
@@ -244,7 +229,7 @@ def services_status(names: Named = None, data: Data = None, as_json: Json = Fals
     from cluster.services.manager import Services
 
     try:
-        states = Services(_directory(data).root).status(names or [])
+        states = Services(directory_of(data).root).status(names or [])
     except ServiceError as error:
         fail(str(error), 1)
     _show_services(states, as_json)
@@ -274,7 +259,7 @@ def _run_demo(directory: DataDirectory) -> None:
     running = directory.running()
     if running is None:
         raise EngineError(f"no engine runs on {directory.root}; start one with `razao up`")
-    settings = _settings(data=directory.root)
+    settings = settings_of(data=directory.root)
     bearer = sign_token(
         directory.keys,
         sub="demo",
@@ -303,7 +288,7 @@ def _show_demo(directory: DataDirectory) -> None:
 def demo(data: Data = None) -> None:
     """Open accounts, move money, refuse an overdraft, hold and post, and print what was done."""
     try:
-        _run_demo(_directory(data))
+        _run_demo(directory_of(data))
     except EngineError as error:
         fail(str(error), 1)
 

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Final
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 import asyncpg
 
-from deployments.identity_oauth import REFRESH_GRANT
-from deployments.identity_passwords import Passwords
-from deployments.identity_roles import FIRST_PARTY, LEDGER, OPENID, SELF, Role
+from cluster.data import EngineError
+from deployments.identity_accounts import read_username
+from deployments.identity_oauth import CODE_GRANT, CREDENTIALS_GRANT, REFRESH_GRANT, new_secret
+from deployments.identity_passwords import Passwords, check_password
+from deployments.identity_roles import DELEGABLE, FIRST_PARTY, LEDGER, OPENID, SELF, Role, in_order
 from deployments.identity_services import Lifetimes
 from deployments.identity_signing import make_key
+from deployments.problems import ProblemError
 from storage import identity
-from storage.identity import OPERATOR, UsernameTaken, Users, derived_key
+from storage.identity import OPERATOR, UsernameTaken, Users, canonical_username, derived_key, digest
 from storage.identity_clients import Clients
 from storage.identity_keys import SigningKeys
 
 ADMINISTRATOR: Final = "admin"
+PUBLISHED: Final = timedelta(seconds=30)
+"""How long a key is published before it signs, even when keys are rotated twice at once."""
+
+_LONGEST: Final = Lifetimes(access_s=900).access
+"""Here nobody knows what life the running application gives its tokens: no longer than this."""
 
 
 def secret_key(ledger_key: bytes) -> bytes:
@@ -32,7 +43,7 @@ async def prepare(pool: asyncpg.Pool[asyncpg.Record], ledger_key: bytes, *, say:
     """Make what the service cannot be without: its schema, two keys, its own client, the first administrator."""
     await identity.create(pool)
     await SigningKeys(pool).ensure(partial(make_key, ledger_key), OPERATOR)
-    life = Lifetimes().access
+    life = _LONGEST
     scopes = sorted(frozenset().union(*LEDGER.values()) | OPENID | {SELF})
     await Clients(pool, access_life=life).add(
         FIRST_PARTY, "Razao", secret=None, grants=[REFRESH_GRANT], scopes=scopes, by=OPERATOR
@@ -54,3 +65,158 @@ async def prepare(pool: asyncpg.Pool[asyncpg.Record], ledger_key: bytes, *, say:
             say(f"there is no administrator; make one with `razao users add NAME --role {Role.ADMINISTRATOR}`")
         else:
             say(f"first administrator: {ADMINISTRATOR}, password {password} (shown this once)")
+
+
+# -- clients ------------------------------------------------------------------------------------------------------------
+
+_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+_URI: Final = re.compile(r"[A-Za-z0-9._~:/?@!$&'()*+,;=%\[\]-]{1,2048}")
+
+
+def check_redirect_uri(uri: str, *, public: bool) -> str:
+    """A redirect URI that a client may have (RFC 9700, 2.1 and 4.1; RFC 8252, 7).
+
+    Raises:
+        EngineError: it is not safe, and why.
+    """
+    try:
+        parts = urlsplit(uri)
+        host = parts.hostname
+        _ = parts.port
+    except ValueError:
+        raise EngineError(f"{uri} is no address") from None
+    if not _URI.fullmatch(uri) or "*" in uri or parts.username is not None:
+        raise EngineError(f"{uri} must be a plain address without fragment, wildcard or user")
+    if parts.scheme == "https" and host:
+        return uri
+    if parts.scheme == "http" and host in _LOOPBACK:
+        return uri
+    if public and "." in parts.scheme and not parts.netloc:  # an app's own, as com.example.app:/callback
+        return uri
+    raise EngineError(f"{uri} must be https, http on loopback, or an app's own scheme with a dot (public clients)")
+
+
+async def add_client(
+    pool: asyncpg.Pool[asyncpg.Record],
+    ledger_key: bytes,
+    name: str,
+    redirect_uris: Sequence[str],
+    *,
+    public: bool = False,
+    scopes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Add a client; returns what is shown once.
+
+    With redirect URIs people are sent to log in by it; without any it is a system that acts for itself.
+
+    Raises:
+        EngineError: a redirect URI or a scope that it may not have.
+    """
+    for uri in redirect_uris:
+        check_redirect_uri(uri, public=public)
+    if public and not redirect_uris:
+        raise EngineError("a client without redirect URIs is a system, and a system has a secret")
+    allowed = (DELEGABLE | OPENID) if redirect_uris else LEDGER[Role.SERVICE]
+    wanted = frozenset(scopes) or (LEDGER[Role.PERSON] | OPENID if redirect_uris else LEDGER[Role.PERSON])
+    if not wanted <= allowed:
+        raise EngineError(f"unknown scopes: {in_order(wanted - allowed)}; there are {in_order(allowed)}")
+    secret = None if public else new_secret("rzs")
+    client_id = f"{'app' if redirect_uris else 'svc'}-{uuid.uuid4()}"
+    added = await Clients(pool, access_life=_LONGEST).add(
+        client_id,
+        name,
+        secret=None if secret is None else digest(secret_key(ledger_key), secret),
+        grants=[CODE_GRANT, REFRESH_GRANT] if redirect_uris else [CREDENTIALS_GRANT],
+        scopes=sorted(wanted),
+        redirect_uris=redirect_uris,
+        role=None if redirect_uris else Role.SERVICE,
+        by=OPERATOR,
+    )
+    assert added is not None  # noqa: S101 - the id is random
+    made: dict[str, Any] = {"client_id": client_id}
+    if secret is not None:
+        made["client_secret"] = secret
+    return {**made, "name": name, "redirect_uris": list(redirect_uris), "scopes": sorted(wanted)}
+
+
+# -- people -------------------------------------------------------------------------------------------------------------
+
+
+async def add_user(
+    pool: asyncpg.Pool[asyncpg.Record], username: str, role: Role, password: str, *, length_min: int
+) -> dict[str, Any]:
+    """Add somebody with a role.
+
+    Raises:
+        EngineError: the name is taken, or the name or the password cannot be one.
+    """
+    if role is Role.SERVICE:
+        raise EngineError("a service is a client: `razao clients add`")
+    passwords = Passwords()
+    try:
+        canonical = read_username(username)
+        checked = check_password(password, username=canonical, name="", length_min=length_min)
+        hashed = await passwords.hash(checked)
+        sub = uuid.uuid4()
+        users = Users(pool, access_life=_LONGEST)
+        await users.add(sub, canonical, name=username, person=None, role=role, password=hashed, by=OPERATOR)
+    except ProblemError as error:
+        raise EngineError(error.detail) from None
+    except UsernameTaken:
+        raise EngineError(f"the username {username} is taken") from None
+    finally:
+        passwords.close()
+    return {"sub": str(sub), "username": canonical, "role": role.value}
+
+
+async def list_users(pool: asyncpg.Pool[asyncpg.Record]) -> list[dict[str, Any]]:
+    """Everybody, by name."""
+    return [
+        {
+            "sub": user.sub,
+            "username": user.username,
+            "role": user.role,
+            "disabled": user.disabled,
+            "created_at": user.created_at.isoformat(timespec="seconds"),
+        }
+        for user in await Users(pool, access_life=_LONGEST).everyone()
+    ]
+
+
+async def set_enabled(pool: asyncpg.Pool[asyncpg.Record], username: str, *, enabled: bool) -> dict[str, Any]:
+    """Let somebody in again, or no more.
+
+    Raises:
+        EngineError: there is nobody of that name.
+    """
+    users = Users(pool, access_life=_LONGEST)
+    user = await users.by_name(canonical_username(username))
+    if user is None:
+        raise EngineError(f"there is nobody named {username}")
+    await (users.enable if enabled else users.disable)(user.sub, OPERATOR)
+    return {"sub": user.sub, "username": user.username, "disabled": not enabled}
+
+
+# -- keys ---------------------------------------------------------------------------------------------------------------
+
+
+async def list_keys(pool: asyncpg.Pool[asyncpg.Record]) -> list[dict[str, Any]]:
+    """The signing keys that verify, the oldest first."""
+    now = datetime.now(UTC)
+    return [
+        {
+            "kid": key.kid,
+            "state": key.state(now),
+            "active_at": key.active_at and key.active_at.isoformat(timespec="seconds"),
+            "expires_at": key.expires_at and key.expires_at.isoformat(timespec="seconds"),
+        }
+        for key in await SigningKeys(pool).all()
+    ]
+
+
+async def rotate_keys(pool: asyncpg.Pool[asyncpg.Record], ledger_key: bytes) -> list[dict[str, Any]]:
+    """The key in waiting takes over; returns what `list_keys` does."""
+    await SigningKeys(pool).rotate(
+        partial(make_key, ledger_key), published=PUBLISHED, signed_live=Lifetimes(access_s=900).signed, by=OPERATOR
+    )
+    return await list_keys(pool)

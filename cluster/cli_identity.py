@@ -1,0 +1,148 @@
+"""`razao users`, `razao clients`, `razao keys`: the operator's side of the identity service, running or not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from cluster.console import Data, Json, directory_of, fail, out, settings_of
+from cluster.data import EngineError
+from deployments.identity_roles import Role
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    Pool = asyncpg.Pool[asyncpg.Record]
+
+users = typer.Typer(help="People who may log in.", no_args_is_help=True)
+clients = typer.Typer(help="Programs that people are sent to log in by, and systems.", no_args_is_help=True)
+keys = typer.Typer(help="The keys that tokens are signed with.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
+
+
+def _with_store(data: Path | None, work: Callable[[Pool, bytes], Awaitable[Any]]) -> Any:
+    """Do something with the store of identities and the ledger's key."""
+    from cluster import identity
+    from cluster.stores import pool_of, stores_of
+
+    directory = directory_of(data)
+
+    async def run() -> Any:
+        key = bytes.fromhex(directory.secrets().ledger_key)
+        async with stores_of(directory, settings_of(data=data)) as stores, pool_of(stores.dsn, connections=2) as pool:
+            await identity.prepare(pool, key, say=lambda line: out.print(line, markup=False))
+            return await work(pool, key)
+
+    try:
+        return asyncio.run(run())
+    except EngineError as error:
+        fail(str(error), 1)
+
+
+def _show(found: Any, as_json: bool, *columns: str) -> None:
+    if as_json:
+        out.print(json.dumps(found), markup=False)
+        return
+    table = Table(*columns)
+    for one in found if isinstance(found, list) else [found]:
+        table.add_row(*("" if one.get(name) is None else str(one[name]) for name in columns))
+    out.print(table)
+
+
+@users.command("add")
+def users_add(
+    name: Name,
+    password_stdin: Annotated[bool, typer.Option("--password-stdin", help="Read the password from standard input.")],
+    role: Annotated[Role, typer.Option(help="What they may.")] = Role.PERSON,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Add somebody. The password comes on standard input, never on the command line, which others can see."""
+    from cluster import identity
+
+    if not password_stdin:
+        fail("give --password-stdin, and the password on standard input")
+    password = sys.stdin.readline().rstrip("\r\n")
+    length_min = settings_of(data=data).password_length_min
+    found = _with_store(data, lambda pool, _: identity.add_user(pool, name, role, password, length_min=length_min))
+    _show(found, as_json, "sub", "username", "role")
+
+
+@users.command("list")
+def users_list(data: Data = None, as_json: Json = False) -> None:
+    """Everybody, by name."""
+    from cluster import identity
+
+    found = _with_store(data, lambda pool, _: identity.list_users(pool))
+    _show(found, as_json, "username", "role", "disabled", "sub", "created_at")
+
+
+@users.command("disable")
+def users_disable(name: Name, data: Data = None, as_json: Json = False) -> None:
+    """Let somebody in no more; their tokens and access keys stop at once."""
+    from cluster import identity
+
+    found = _with_store(data, lambda pool, _: identity.set_enabled(pool, name, enabled=False))
+    _show(found, as_json, "username", "disabled", "sub")
+
+
+@users.command("enable")
+def users_enable(name: Name, data: Data = None, as_json: Json = False) -> None:
+    """Let somebody in again."""
+    from cluster import identity
+
+    found = _with_store(data, lambda pool, _: identity.set_enabled(pool, name, enabled=True))
+    _show(found, as_json, "username", "disabled", "sub")
+
+
+@clients.command("add")
+def clients_add(
+    name: Name,
+    redirect_uri: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--redirect-uri",
+            metavar="URI",
+            help="Where people come back to. Without any: a system that acts for itself.",
+        ),
+    ] = None,
+    scope: Annotated[list[str] | None, typer.Option("--scope", help="What it may ask for.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="It can keep no secret: an app, a page.")] = False,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Add a client, and print its id and its secret, which is shown this once."""
+    from cluster import identity
+
+    scopes = [one for given in scope or [] for one in given.split()]
+    found = _with_store(
+        data,
+        lambda pool, key: identity.add_client(pool, key, name, redirect_uri or [], public=public, scopes=scopes),
+    )
+    _show(found, as_json, "client_id", "client_secret", "name")
+
+
+@keys.command("list")
+def keys_list(data: Data = None, as_json: Json = False) -> None:
+    """The signing keys that verify: the newest active one signs, the next one waits."""
+    from cluster import identity
+
+    found = _with_store(data, lambda pool, _: identity.list_keys(pool))
+    _show(found, as_json, "kid", "state", "active_at", "expires_at")
+
+
+@keys.command("rotate")
+def keys_rotate(data: Data = None, as_json: Json = False) -> None:
+    """The key in waiting signs from now on; what was signed before stays good for its life."""
+    from cluster import identity
+
+    found = _with_store(data, identity.rotate_keys)
+    _show(found, as_json, "kid", "state", "active_at", "expires_at")
