@@ -25,6 +25,7 @@ from cluster.data import Secrets
 from cluster.identity_wiring import Trust, make_services
 from cluster.plan import Plan
 from cluster.settings import Settings
+from deployments.auth.keys import ensure_keys
 from deployments.identity import create_app
 from deployments.identity_services import Pace, Services
 from storage.identity import OPERATOR
@@ -105,8 +106,16 @@ class House:
 async def house(database: str, tmp_path: Path) -> AsyncIterator[House]:
     """An application over an empty database."""
     plan = Plan(
-        Settings(**{"data": tmp_path}), Secrets("e", LEDGER_KEY.hex(), "00", GATEWAY), 2, Windows(), database, 1, 2, ISSUER
+        Settings(**{"data": tmp_path}),
+        Secrets("e", LEDGER_KEY.hex(), "00", GATEWAY),
+        2,
+        Windows(),
+        database,
+        1,
+        2,
+        ISSUER,
     )
+    ensure_keys(plan.data.keys)
     said: list[str] = []
     pauses: list[float] = []
 
