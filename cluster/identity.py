@@ -1,4 +1,4 @@
-"""The store of identities made ready, and what an operator does with it: people, clients, signing keys, over no HTTP."""
+"""The store of identities made ready, and what an operator does with it: people, clients, signing keys."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ async def prepare(pool: asyncpg.Pool[asyncpg.Record], ledger_key: bytes, *, say:
             passwords.close()
         try:
             await users.add(
-                uuid.uuid4(), ADMINISTRATOR, name="Administrator", person=None, role=Role.ADMINISTRATOR, password=hashed,
-                by=OPERATOR,
+                uuid.uuid4(), ADMINISTRATOR, name="Administrator", person=None, role=Role.ADMINISTRATOR,
+                password=hashed, by=OPERATOR,
             )  # fmt: skip
         except UsernameTaken:
             say(f"there is no administrator; make one with `razao users add NAME --role {Role.ADMINISTRATOR}`")
@@ -67,7 +67,7 @@ async def prepare(pool: asyncpg.Pool[asyncpg.Record], ledger_key: bytes, *, say:
             say(f"first administrator: {ADMINISTRATOR}, password {password} (shown this once)")
 
 
-# -- clients ------------------------------------------------------------------------------------------------------------
+# -- clients ----------------------------------------------------------------------------------------------------------
 
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 _URI: Final = re.compile(r"[A-Za-z0-9._~:/?@!$&'()*+,;=%\[\]-]{1,2048}")
@@ -139,7 +139,7 @@ async def add_client(
     return {**made, "name": name, "redirect_uris": list(redirect_uris), "scopes": sorted(wanted)}
 
 
-# -- people -------------------------------------------------------------------------------------------------------------
+# -- people -----------------------------------------------------------------------------------------------------------
 
 
 async def add_user(
@@ -197,7 +197,7 @@ async def set_enabled(pool: asyncpg.Pool[asyncpg.Record], username: str, *, enab
     return {"sub": user.sub, "username": user.username, "disabled": not enabled}
 
 
-# -- keys ---------------------------------------------------------------------------------------------------------------
+# -- keys -------------------------------------------------------------------------------------------------------------
 
 
 async def list_keys(pool: asyncpg.Pool[asyncpg.Record]) -> list[dict[str, Any]]:

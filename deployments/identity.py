@@ -1,7 +1,7 @@
 """The identity application: one ASGI app over the stores of people, clients, grants and keys.
 
-`OPERATIONS` of `identity_routes.py` is the table of its calls. The edge, the gateway's secret and the tokens stand around it
-as middleware, the same as around payments.
+`OPERATIONS` of `identity_routes.py` is the table of its calls. The edge, the gateway's secret and the tokens stand
+around it as middleware, the same as around payments.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`/oauth/authorize`: a person's browser comes from a program, logs in, consents, and goes back with a code.
 
-The address that the browser was sent to is the only state: both forms post to it again, and each post is judged from the
-start like the first visit. So no parameter says where to go afterwards but `redirect_uri`, which is compared with the
-client's own, and whatever is wrong before that comparison ends on a page of ours.
+The address that the browser was sent to is the only state: both forms post to it again, and each post is judged from
+the start like the first visit. So no parameter says where to go afterwards but `redirect_uri`, which is compared with
+the client's own, and whatever is wrong before that comparison ends on a page of ours.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Checks a username and a password, at a pace that a guesser cannot live with and a person does not notice.
 
 Three leaky buckets, filled before anything is looked at. One address at one account, and one address at all accounts
-(spraying): full, they refuse with 429 until they have dripped, and who goes on knocking makes it no longer. All addresses
-at one account: full, it only slows down, because refusing would let anybody lock anybody out; an address from which the
-account was entered before does not even notice. What is said, and how long it takes, is the same for unknown users.
+(spraying): full, they refuse with 429 until they have dripped, and who goes on knocking makes it no longer. All
+addresses at one account: full, it only slows down, because refusing would let anybody lock anybody out; an address
+from which the account was entered before does not even notice. What is said, and how long it takes, is the same for
+unknown users.
 """
 
 from __future__ import annotations

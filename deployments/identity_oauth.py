@@ -1,8 +1,8 @@
 """Authlib's authorization server, told what our store knows. The protocol is Authlib's; here is what it asks of us.
 
-Authlib is synchronous, our store is not. So a request's facts (client, person, code, family) are fetched before and handed
-to a `Desk`, which serves that one request without waiting for anything; what it has decided is written afterwards, in one
-transaction that uses the code or refresh token up, and only then the answer leaves.
+Authlib is synchronous, our store is not. So a request's facts (client, person, code, family) are fetched before and
+handed to a `Desk`, which serves that one request without waiting for anything; what it has decided is written
+afterwards, in one transaction that uses the code or refresh token up, and only then the answer leaves.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ class _Refresh:
         return self.family.scope
 
 
-# -- grants -------------------------------------------------------------------------------------------------------------
+# -- grants -----------------------------------------------------------------------------------------------------------
 
 
 class CodeGrant(AuthorizationCodeGrant):  # type: ignore[misc] # Authlib has no types
@@ -331,7 +331,7 @@ class AccessTokens(JWTBearerTokenGenerator):  # type: ignore[misc] # Authlib has
         return claims
 
 
-# -- the desk -----------------------------------------------------------------------------------------------------------
+# -- the desk ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

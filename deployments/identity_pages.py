@@ -1,4 +1,4 @@
-"""The pages that a person sees: log in, consent, and what went wrong. No script, nothing from elsewhere, in no frame."""
+"""The pages that a person sees: log in, consent, and what went wrong. No script, nothing from elsewhere, no frame."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def page(
 
 
 def error_page(status: int, message: str) -> Answer:
-    """What went wrong where nobody may be sent on: the program that asked is not known, or its address is not its own."""
+    """What went wrong where nobody may be sent on: the program that asked is not known, or its address is not its
+    own."""
     return page(status, "This cannot go on", f"<h1>This cannot go on</h1><p>{escape(message)}</p>")
 
 
@@ -68,7 +69,8 @@ def consent_page(
     return page(
         200,
         "Allow access",
-        f"<h1>Allow access?</h1><p>You are <b>{escape(person)}</b>. <b>{escape(client)}</b> wants to:</p><ul>{items}</ul>"
+        f"<h1>Allow access?</h1><p>You are <b>{escape(person)}</b>. <b>{escape(client)}</b> wants to:</p>"
+        f"<ul>{items}</ul>"
         f"<p>Afterwards you are sent to <code>{escape(origin(redirect_uri))}</code>.</p>"
         f'<form method="post" action="{escape(action)}">'
         f'<input type="hidden" name="step" value="consent"><input type="hidden" name="token" value="{escape(token)}">'

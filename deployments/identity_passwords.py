@@ -1,7 +1,7 @@
 """Passwords: what is accepted as one (NIST SP 800-63B-4, 3.1.1), and Argon2id (RFC 9106) in threads of its own.
 
-A hash takes some 20 ms of one core and 19 MiB, on purpose; so no more than a few run at once, whatever comes, and the event
-loop and the other processes on the machine keep their time. An unknown user costs the same as a wrong password.
+A hash takes some 20 ms of one core and 19 MiB, on purpose; so no more than a few run at once, whatever comes, and the
+event loop and the other processes on the machine keep their time. An unknown user costs the same as a wrong password.
 """
 
 from __future__ import annotations

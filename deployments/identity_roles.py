@@ -1,7 +1,8 @@
 """What each role may: scopes by role, and what they are called on the consent page.
 
-A scope opens calls; a role decides which scopes somebody can have at all. Whatever a token, an access key or a consent asks
-for is cut down to the role at the moment that a token is made, so that a role taken away takes effect with the next token.
+A scope opens calls; a role decides which scopes somebody can have at all. Whatever a token, an access key or a consent
+asks for is cut down to the role at the moment that a token is made, so that a role taken away takes effect with the
+next token.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from deployments.problems import (
     FORBIDDEN,
     INVALID_TAX_ID,
     MALFORMED,
+    TOO_LARGE,
     TOO_MANY_ATTEMPTS,
     TOO_MANY_KEYS,
     UNAUTHENTICATED,
@@ -39,15 +40,16 @@ INTRODUCTION: Final = (
     "People and programs get their tokens here. A person registers and logs in, and has an ID token, an access token "
     "(a JWT by RFC 9068, some minutes) and a refresh token (for one use at `/oauth/token` with the client `razao`; a "
     "second use ends the login). The access token opens the ledger.\n\n"
-    "Programs that act for people send them to `/oauth/authorize` with PKCE (S256) and a redirect URI that is registered "
-    "character by character. Systems, and the access keys that people make, use client credentials. The calls under "
-    "`/oauth` take forms and answer errors as their RFCs say (`error`, `error_description`); those under `/auth` are JSON "
-    "with problems of the catalogue at `/problems`.\n\n"
+    "Programs that act for people send them to `/oauth/authorize` with PKCE (S256) and a redirect URI that is "
+    "registered character by character. Systems, and the access keys that people make, use client credentials. The "
+    "calls under `/oauth` take forms and answer errors as their RFCs say (`error`, `error_description`); those under `/auth` are "
+    "JSON with problems of the catalogue at `/problems`.\n\n"
     "Everything that OAuth 2.0 and OpenID Connect clients need to know is at `/.well-known/openid-configuration`."
 )
 
 _KEY: Final = Parameter("id", "path", "The access key's client id.", {"type": "string"})
 _HTML: Final = ("text/html",)
+_FORM_PROBLEMS: Final = (MALFORMED, UNAUTHENTICATED, UNSUPPORTED_MEDIA_TYPE, TOO_LARGE)
 _FORM_IN: Final = (
     " Takes `application/x-www-form-urlencoded`; errors are JSON by RFC 6749, 5.2, with status 400 or 401."
 )
@@ -58,8 +60,9 @@ def api_operations() -> tuple[Operation, ...]:
     return (
         Operation(
             "POST", "/auth/register", "register", "Become somebody", "A person starts with `ledger:read ledger:write`. "
-            "The tax id is kept as a keyed hash alone.", accounts.register, request=RegisterRequest, response=Registered,
-            status=201, problems=(MALFORMED, USERNAME_TAKEN, WEAK_PASSWORD, INVALID_TAX_ID, TOO_MANY_ATTEMPTS),
+            "The tax id is kept as a keyed hash alone.", accounts.register, request=RegisterRequest,
+            response=Registered, status=201,
+            problems=(MALFORMED, USERNAME_TAKEN, WEAK_PASSWORD, INVALID_TAX_ID, TOO_MANY_ATTEMPTS),
         ),
         Operation(
             "POST", "/auth/login", "login", "Log in with a password", "", accounts.login, request=LoginRequest,
@@ -76,9 +79,9 @@ def api_operations() -> tuple[Operation, ...]:
         ),
         Operation(
             "POST", "/auth/access-keys", "makeAccessKey", "Make an access key",
-            "An OAuth client for client credentials that acts for its maker, with no more than the maker may. The secret "
-            "is shown this once.", accounts.make_key, scope=SELF, request=AccessKeyRequest, response=NewAccessKey,
-            status=201, problems=(TOO_MANY_KEYS,),
+            "An OAuth client for client credentials that acts for its maker, with no more than the maker may. The "
+            "secret is shown this once.", accounts.make_key, scope=SELF, request=AccessKeyRequest,
+            response=NewAccessKey, status=201, problems=(TOO_MANY_KEYS,),
         ),
         Operation(
             "GET", "/auth/access-keys", "listAccessKeys", "One's access keys", "", accounts.list_keys, scope=SELF,
@@ -96,21 +99,21 @@ def api_operations() -> tuple[Operation, ...]:
         ),
         Operation(
             "POST", "/oauth/authorize", "decide", "The forms of that page", "", authorize.decide, media_types=_HTML,
-            problems=(MALFORMED, FORBIDDEN, UNAUTHENTICATED, UNSUPPORTED_MEDIA_TYPE, TOO_MANY_ATTEMPTS),
+            problems=(*_FORM_PROBLEMS, FORBIDDEN, TOO_MANY_ATTEMPTS),
         ),
         Operation(
             "POST", "/oauth/token", "token", "Get tokens (RFC 6749, 3.2)",
             "`authorization_code`, `refresh_token`, `client_credentials`." + _FORM_IN, tokens.token,
-            problems=(MALFORMED, UNAUTHENTICATED),
+            problems=_FORM_PROBLEMS,
         ),
         Operation(
             "POST", "/oauth/revoke", "revoke", "Revoke a token (RFC 7009)", "Of a refresh token the whole login ends."
-            + _FORM_IN, tokens.revoke, problems=(MALFORMED, UNAUTHENTICATED),
+            + _FORM_IN, tokens.revoke, problems=_FORM_PROBLEMS,
         ),
         Operation(
             "POST", "/oauth/introspect", "introspect", "Ask what a token is worth (RFC 7662)",
             "A client's own tokens, or any with `identity:introspect`." + _FORM_IN, tokens.introspect,
-            problems=(MALFORMED, UNAUTHENTICATED),
+            problems=_FORM_PROBLEMS,
         ),
         Operation("GET", "/oauth/jwks", "jwks", "The keys that tokens are signed with (RFC 7517)", "",
                   discovery.get_keys),

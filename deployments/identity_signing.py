@@ -1,7 +1,7 @@
 """The signing keys in use: made, kept encrypted, and at hand for whoever makes a token (RFC 7517, 7516).
 
-RS256, because every OpenID Connect client knows it (Core 15.1 asks for it). A private key leaves this module only inside a
-JWE whose key follows from the ledger's.
+RS256, because every OpenID Connect client knows it (Core 15.1 asks for it). A private key leaves this module only
+inside a JWE whose key follows from the ledger's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`/oauth/token`, `/oauth/revoke`, `/oauth/introspect`: what programs, not people, ask of us.
 
-Errors are JSON as RFC 6749, 5.2 has it, because OAuth clients read nothing else. A secret in the address would end up in
-logs, so an address with any query is refused.
+Errors are JSON as RFC 6749, 5.2 has it, because OAuth clients read nothing else. A secret in the address would end up
+in logs, so an address with any query is refused.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ async def _person_facts(call: Call, facts: Facts, sub: str, **more: Any) -> Fact
     return replace(facts, user=None if user is None or user.disabled else user, **more)
 
 
-# -- tokens -------------------------------------------------------------------------------------------------------------
+# -- tokens -----------------------------------------------------------------------------------------------------------
 
 
 async def token(call: Call) -> Answer:
@@ -186,7 +186,7 @@ def _family(call: Call, desk: Desk, sub: str, client_id: str, scope: str) -> Fam
     return Family(desk.sid, sub, client_id, scope, desk.auth_time, ends)
 
 
-# -- what became of a token ---------------------------------------------------------------------------------------------
+# -- what became of a token -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +301,7 @@ async def introspect(call: Call) -> Answer:
     return _answer(desk.create_endpoint_response("introspection", desk.request))
 
 
-# -- answers ------------------------------------------------------------------------------------------------------------
+# -- answers ----------------------------------------------------------------------------------------------------------
 
 
 def oauth_error(status: int, error: str, description: str) -> Answer:

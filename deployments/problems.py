@@ -224,8 +224,8 @@ TOO_MANY_ATTEMPTS: Final = Problem(
     "too-many-attempts",
     429,
     "Too many attempts",
-    "Attempts at this account from this address, or from this address at all, came too fast. Nothing was looked at. Wait "
-    "as long as `Retry-After` says; going on in the meantime makes it no longer.",
+    "Attempts at this account from this address, or from this address at all, came too fast. Nothing was looked at. "
+    "Wait as long as `Retry-After` says; going on in the meantime makes it no longer.",
     retryable=True,
     retry_after_s=30,
 )

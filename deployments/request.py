@@ -1,6 +1,7 @@
 """One request on its way through an application: its headers, body and query, read strictly, and whole answers to it.
 
-Each application derives its own call from `Request`; what goes wrong is raised as a ProblemError and answered at the edge.
+Each application derives its own call from `Request`; what goes wrong is raised as a ProblemError and answered at the
+edge.
 """
 
 from __future__ import annotations

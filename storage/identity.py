@@ -1,8 +1,8 @@
 """The store of identities: its schema, its keyed hashes, its audit trail, and the people in it.
 
-Beside it stand the stores of clients, of grants (`identity_grants.py`) and of signing keys (`identity_keys.py`), all over
-one pool. Every change goes into the audit table in the transaction that makes it. Whoever follows revocations and keys is
-told on the channel `CHANNEL`.
+Beside it stand the stores of clients, of grants (`identity_grants.py`) and of signing keys (`identity_keys.py`), all
+over one pool. Every change goes into the audit table in the transaction that makes it. Whoever follows revocations and
+keys is told on the channel `CHANNEL`.
 
     UsernameTaken           somebody else has the name
 """

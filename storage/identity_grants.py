@@ -1,8 +1,8 @@
 """What people have granted: codes, refresh tokens by family, sessions at the login page, and attempts to log in.
 
-A code and a refresh token are used once. Whoever brings one a second time has stolen it, or was stolen from, and nobody can
-tell which: so the family ends (RFC 9700, 4.14.2; RFC 6749, 4.1.2). One use is told from two by the number of the request, so
-that the gateway may send a request again.
+A code and a refresh token are used once. Whoever brings one a second time has stolen it, or was stolen from, and
+nobody can tell which: so the family ends (RFC 9700, 4.14.2; RFC 6749, 4.1.2). One use is told from two by the number
+of the request, so that the gateway may send a request again.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ class Grants:
                 "SELECT id FROM identity.families WHERE id = $1 AND revoked_at IS NULL FOR UPDATE", uuid.UUID(family.id)
             )
             used = await connection.execute(
-                "UPDATE identity.refresh_tokens SET used_by = $2 WHERE digest = $1 AND (used_by IS NULL OR used_by = $2)",
+                "UPDATE identity.refresh_tokens SET used_by = $2 WHERE digest = $1"
+                " AND (used_by IS NULL OR used_by = $2)",
                 old,
                 by.request,
             )
@@ -210,7 +211,8 @@ _FULL: Final = "SELECT level - extract(epoch FROM now() - at) / $2 FROM identity
 class Attempts:
     """Leaky buckets: each attempt fills one by 1, and it empties by 1 every `drip_s`.
 
-    An attempt that finds it full is refused and does not fill it: so whoever goes on knocking keeps nobody out for longer.
+    An attempt that finds it full is refused and does not fill it: so whoever goes on knocking keeps nobody out for
+    longer.
     """
 
     def __init__(self, pool: asyncpg.Pool[asyncpg.Record]) -> None:
@@ -249,7 +251,8 @@ async def _begin(connection: Connection, family: Family, refresh: bytes | None) 
     if enabled is None:
         return False
     await connection.execute(
-        "INSERT INTO identity.families (id, sub, client_id, scope, auth_time, expires_at) VALUES ($1, $2, $3, $4, $5, $6)",
+        "INSERT INTO identity.families (id, sub, client_id, scope, auth_time, expires_at)"
+        " VALUES ($1, $2, $3, $4, $5, $6)",
         uuid.UUID(family.id), uuid.UUID(family.sub), family.client_id, family.scope, family.auth_time,
         family.expires_at,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Signing keys and revocations as they are stored, and a follower that has both at hand.
 
-A key is published long before it signs, and verifies for as long as anything that it signed may live. So whoever caches the
-key set knows every key before its first token comes, and a rotation refuses nobody.
+A key is published long before it signs, and verifies for as long as anything that it signed may live. So whoever
+caches the key set knows every key before its first token comes, and a rotation refuses nobody.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ def _key(row: Any) -> SigningKey:
 class Follower:
     """Has the marks of revoked access tokens at hand, and says when keys change.
 
-    It listens on a connection of its own, and looks every few seconds in any case. A list that could not be looked at for
-    `stale_s` is no list: then `fresh` is false, and nobody should be let in by it.
+    It listens on a connection of its own, and looks every few seconds in any case. A list that could not be looked at
+    for `stale_s` is no list: then `fresh` is false, and nobody should be let in by it.
     """
 
     def __init__(

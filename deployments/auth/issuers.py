@@ -1,8 +1,8 @@
 """Tokens of several issuers at one door: the embedded key, our own identity service, and any OpenID Connect provider.
 
-What a token says of its issuer chooses who verifies it, and nothing else: the chosen verifier checks `iss` once more under
-the signature. An outside provider's people live in a name space of their own (`name|sub`), so that no provider can speak
-for somebody else's accounts, and have the scopes that the operator mapped from their claims, no others.
+What a token says of its issuer chooses who verifies it, and nothing else: the chosen verifier checks `iss` once more
+under the signature. An outside provider's people live in a name space of their own (`name|sub`), so that no provider
+can speak for somebody else's accounts, and have the scopes that the operator mapped from their claims, no others.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ class OwnTokens:
         self._revocations = revocations
 
     def remembered(self, token: bytes) -> Identity | None:
-        """One that was verified before and that nobody has revoked since; a stale list of revocations vouches for none."""
+        """One that was verified before and that nobody has revoked since; a stale list of revocations vouches for
+        none."""
         found = self._verifier.remembered(token)
         if found is None or not self._revocations.fresh or self._revocations.revoked(marks_of(found.claims)):
             return None
@@ -130,15 +131,15 @@ def marks_of(claims: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-# -- outside providers --------------------------------------------------------------------------------------------------
+# -- outside providers ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Provider:
     """An outside issuer as the operator has described it.
 
-    `scopes`: claim (dots lead into objects) → value → scopes that it gives. `audience_claim`: `aud`, or what stands in for
-    it (Cognito's access tokens have `client_id`). `required`: claims that must have just this value.
+    `scopes`: claim (dots lead into objects) → value → scopes that it gives. `audience_claim`: `aud`, or what stands in
+    for it (Cognito's access tokens have `client_id`). `required`: claims that must have just this value.
     """
 
     name: str

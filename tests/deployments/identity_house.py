@@ -28,7 +28,6 @@ from cluster.settings import Settings
 from deployments.auth.keys import ensure_keys
 from deployments.identity import create_app
 from deployments.identity_services import Pace, Services
-from storage.identity import OPERATOR
 from storage.identity_keys import Follower
 
 ISSUER: Final = "http://identity.test"
@@ -94,7 +93,7 @@ class House:
         wanted = {row["mark"] for row in await self.pool.fetch("SELECT mark FROM identity.revocations")}
         async with asyncio.timeout(10):
             while not all(self.follower.revoked([mark]) for mark in wanted):
-                await asyncio.sleep(0)
+                await self.pool.fetchval("SELECT 1")  # a turn around the database: what was told has come by then
 
     async def audit(self) -> list[tuple[str, str]]:
         """What was done, and to whom."""
@@ -106,7 +105,7 @@ class House:
 async def house(database: str, tmp_path: Path) -> AsyncIterator[House]:
     """An application over an empty database."""
     plan = Plan(
-        Settings(**{"data": tmp_path}),
+        Settings(data=tmp_path),
         Secrets("e", LEDGER_KEY.hex(), "00", GATEWAY),
         2,
         Windows(),
@@ -231,6 +230,3 @@ def slower(house: House, **pace: float) -> None:
 def now() -> int:
     """Seconds since 1970."""
     return int(time.time())
-
-
-__all__ = ["OPERATOR", "Browser", "House", "browser", "house", "trust"]

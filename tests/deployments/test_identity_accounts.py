@@ -9,17 +9,7 @@ import pytest
 
 from cluster.identity_wiring import Trust
 from deployments.auth.tokens import InvalidToken
-from tests.deployments.identity_house import (  # noqa: F401 - fixtures
-    CPF,
-    ISSUER,
-    PASSWORD,
-    Browser,
-    House,
-    browser,
-    house,
-    slower,
-    trust,
-)
+from tests.deployments.identity_house import CPF, PASSWORD, House
 
 OTHER = "outra senha bem comprida"
 
@@ -130,7 +120,7 @@ async def test_a_new_password_ends_every_login_and_the_old_one_is_no_longer_good
     await house.login(password=OTHER)
 
 
-# -- access keys --------------------------------------------------------------------------------------------------------
+# -- access keys ------------------------------------------------------------------------------------------------------
 
 
 async def make_key(house: House, token: str, scopes: list[str], **more: object) -> httpx.Response:
@@ -223,7 +213,7 @@ async def test_a_person_has_at_most_fifty_access_keys(house: House) -> None:
     assert answers == [201] * 50 + [422]
 
 
-# -- audit --------------------------------------------------------------------------------------------------------------
+# -- audit ------------------------------------------------------------------------------------------------------------
 
 
 async def test_every_change_is_in_the_audit_table_and_nothing_leaves_it(house: House) -> None:

@@ -10,16 +10,7 @@ from cluster import identity
 from cluster.identity_wiring import Trust
 from deployments.identity_passwords import Passwords
 from deployments.identity_roles import DELEGABLE, LEDGER, Role
-from tests.deployments.identity_house import (  # noqa: F401 - fixtures
-    CPF,
-    PASSWORD,
-    Browser,
-    House,
-    browser,
-    house,
-    slower,
-    trust,
-)
+from tests.deployments.identity_house import CPF, PASSWORD, House, slower
 
 WRONG = "a wrong password, surely"
 
@@ -160,7 +151,7 @@ async def test_registrations_from_one_address_are_slowed_down(house: House) -> N
     assert answers == [201, 201, 429, 429]
 
 
-# -- malformed ----------------------------------------------------------------------------------------------------------
+# -- malformed --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -223,7 +214,7 @@ async def test_a_method_or_path_that_is_not_there_is_a_problem(house: House) -> 
         assert (await http.head("/oauth/jwks")).content == b""
 
 
-# -- roles --------------------------------------------------------------------------------------------------------------
+# -- roles ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("role", [role for role in Role if role is not Role.SERVICE])

@@ -20,19 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cluster import identity
 from cluster.identity_wiring import Trust
 from deployments.auth.tokens import InvalidToken
-from tests.deployments.identity_house import (  # noqa: F401 - fixtures
-    CALLBACK,
-    ISSUER,
-    PASSWORD,
-    Browser,
-    House,
-    browser,
-    exchange,
-    form_of,
-    house,
-    redirected,
-    trust,
-)
+from tests.deployments.identity_house import CALLBACK, ISSUER, PASSWORD, Browser, House, exchange, form_of, redirected
 
 
 async def error_of(answer: httpx.Response) -> str:
@@ -45,7 +33,7 @@ async def refresh(house: House, token: str, client_id: str = "razao", **more: st
     return await house.token({"grant_type": "refresh_token", "refresh_token": token, "client_id": client_id, **more})
 
 
-# -- the code -----------------------------------------------------------------------------------------------------------
+# -- the code ---------------------------------------------------------------------------------------------------------
 
 
 async def test_a_code_gives_tokens_for_what_was_consented_to(house: House, browser: Browser, trust: Trust) -> None:
@@ -266,7 +254,7 @@ async def test_prompt_login_and_max_age_ask_for_the_password_again(house: House,
     assert 'name="decision"' in (await browser.http.get(browser.address(client_id, max_age="3600"))).text
 
 
-# -- the pages ----------------------------------------------------------------------------------------------------------
+# -- the pages --------------------------------------------------------------------------------------------------------
 
 
 async def test_the_pages_run_no_script_load_nothing_and_are_in_no_frame(house: House, browser: Browser) -> None:
@@ -413,7 +401,7 @@ async def test_header_splitting_what_a_request_says_stays_in_its_parameter(house
     assert redirected(answer)["state"] == "x&code=evil#"
 
 
-# -- refresh tokens -----------------------------------------------------------------------------------------------------
+# -- refresh tokens ---------------------------------------------------------------------------------------------------
 
 
 async def test_refresh_tokens_rotate_and_a_replayed_one_ends_the_family(house: House) -> None:
@@ -466,7 +454,7 @@ async def test_a_role_that_was_taken_away_is_gone_with_the_next_refresh(house: H
     assert "ledger:fund" not in again["scope"]
 
 
-# -- clients ------------------------------------------------------------------------------------------------------------
+# -- clients ----------------------------------------------------------------------------------------------------------
 
 
 async def test_a_system_gets_tokens_for_itself_by_either_way_of_showing_its_secret(house: House, trust: Trust) -> None:
@@ -508,7 +496,7 @@ async def test_each_client_has_its_own_grants_alone(house: House) -> None:
         assert await error_of(answer) == "unsupported_grant_type"
 
 
-# -- revocation and introspection -----------------------------------------------------------------------------------------
+# -- revocation and introspection -------------------------------------------------------------------------------------
 
 
 async def test_revocation_of_a_refresh_token_ends_the_login(house: House) -> None:
@@ -580,7 +568,7 @@ async def test_userinfo_wants_an_access_token_with_openid(house: House) -> None:
             assert (await http.get("/oauth/userinfo")).status_code == status
 
 
-# -- forged tokens ------------------------------------------------------------------------------------------------------
+# -- forged tokens ----------------------------------------------------------------------------------------------------
 
 
 def b64(data: bytes) -> str:
@@ -721,7 +709,7 @@ async def test_the_token_of_a_disabled_person_stops_also_where_it_was_remembered
     await identity.set_enabled(house.pool, "ana", enabled=False)
     async with asyncio.timeout(10):
         while verifier.remembered(token) is not None:
-            await asyncio.sleep(0)
+            await house.pool.fetchval("SELECT 1")
     with pytest.raises(InvalidToken, match="revoked"):
         await verifier.verify(token)
     assert await error_of(await refresh(house, tokens["refresh_token"])) == "invalid_grant"
@@ -734,7 +722,7 @@ async def test_the_token_of_a_disabled_person_stops_also_where_it_was_remembered
     await house.login()
 
 
-# -- keys ---------------------------------------------------------------------------------------------------------------
+# -- keys -------------------------------------------------------------------------------------------------------------
 
 
 async def test_keys_rotate_without_a_refused_token(house: House, trust: Trust) -> None:
