@@ -41,9 +41,9 @@ INTRODUCTION: Final = (
     "(a JWT by RFC 9068, some minutes) and a refresh token (for one use at `/oauth/token` with the client `razao`; a "
     "second use ends the login). The access token opens the ledger.\n\n"
     "Programs that act for people send them to `/oauth/authorize` with PKCE (S256) and a redirect URI that is "
-    "registered character by character. Systems, and the access keys that people make, use client credentials. The "
-    "calls under `/oauth` take forms and answer errors as their RFCs say (`error`, `error_description`); those under `/auth` are "
-    "JSON with problems of the catalogue at `/problems`.\n\n"
+    "registered character by character. Systems, and the access keys that people make, use client credentials. "
+    "The calls under `/oauth` take forms and answer errors as their RFCs say (`error`, `error_description`); "
+    "those under `/auth` are JSON with problems of the catalogue at `/problems`.\n\n"
     "Everything that OAuth 2.0 and OpenID Connect clients need to know is at `/.well-known/openid-configuration`."
 )
 

@@ -21,10 +21,10 @@ import pytest
 
 from actors.recovery import Windows
 from cluster import identity
+from cluster.console import settings_of
 from cluster.data import Secrets
 from cluster.identity_wiring import Trust, make_services
 from cluster.plan import Plan
-from cluster.settings import Settings
 from deployments.auth.keys import ensure_keys
 from deployments.identity import create_app
 from deployments.identity_services import Pace, Services
@@ -105,7 +105,7 @@ class House:
 async def house(database: str, tmp_path: Path) -> AsyncIterator[House]:
     """An application over an empty database."""
     plan = Plan(
-        Settings(data=tmp_path),
+        settings_of(data=tmp_path),
         Secrets("e", LEDGER_KEY.hex(), "00", GATEWAY),
         2,
         Windows(),

@@ -18,8 +18,10 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generat
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from cluster import identity
+from cluster.data import EngineError
 from cluster.identity_wiring import Trust
 from deployments.auth.tokens import InvalidToken
+from deployments.identity_roles import Role
 from tests.deployments.identity_house import CALLBACK, ISSUER, PASSWORD, Browser, House, exchange, form_of, redirected
 
 
@@ -196,7 +198,7 @@ async def test_the_redirect_uri_of_the_exchange_is_the_one_of_the_request(house:
     ],
 )  # fmt: skip
 def test_a_client_cannot_have_an_unsafe_redirect_uri(uri: str) -> None:
-    with pytest.raises(identity.EngineError):
+    with pytest.raises(EngineError):
         identity.check_redirect_uri(uri, public=True)
 
 
@@ -445,7 +447,7 @@ async def test_a_refresh_never_widens_the_scope(house: House) -> None:
 
 
 async def test_a_role_that_was_taken_away_is_gone_with_the_next_refresh(house: House) -> None:
-    await identity.add_user(house.pool, "olga", identity.Role.OPERATOR, PASSWORD, length_min=15)
+    await identity.add_user(house.pool, "olga", Role.OPERATOR, PASSWORD, length_min=15)
     tokens = await house.login("olga")
     assert "ledger:operate" in tokens["scope"]
     await house.pool.execute("UPDATE identity.users SET role = 'person' WHERE username = 'olga'")
