@@ -254,12 +254,15 @@ def _run_demo(directory: DataDirectory) -> None:
     import httpx
 
     from cluster.demo import Demo
+    from cluster.demo_identity import IdentityDemo
     from deployments.auth.keys import sign_token
 
     running = directory.running()
     if running is None:
         raise EngineError(f"no engine runs on {directory.root}; start one with `razao up`")
     settings = settings_of(data=directory.root)
+    if not settings.trusts_embedded_key:
+        raise EngineError("the demo pays money in with the embedded key, which is not trusted here")
     bearer = sign_token(
         directory.keys,
         sub="demo",
@@ -269,9 +272,13 @@ def _run_demo(directory: DataDirectory) -> None:
         expires_in=600,
     )
     headers = {"Authorization": f"Bearer {bearer}"}
-    with httpx.Client(base_url=running.url, headers=headers, timeout=30, trust_env=False) as client:
+    with (
+        httpx.Client(base_url=running.url, headers=headers, timeout=30, trust_env=False) as client,
+        httpx.Client(base_url=running.url, timeout=30, trust_env=False) as nobody,
+    ):
         try:
             Demo(client, lambda line: out.print(line, markup=False)).run()
+            IdentityDemo(nobody, client, lambda line: out.print(line, markup=False)).run()
         except httpx.HTTPError as error:
             raise EngineError(f"{running.url} does not answer: {error}") from error
 
@@ -286,7 +293,7 @@ def _show_demo(directory: DataDirectory) -> None:
 
 @app.command()
 def demo(data: Data = None) -> None:
-    """Open accounts, move money, refuse an overdraft, hold and post, and print what was done."""
+    """Open accounts, move money, hold and post; register, log in and pay; and show what is refused."""
     try:
         _run_demo(directory_of(data))
     except EngineError as error:

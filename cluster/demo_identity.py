@@ -1,0 +1,118 @@
+"""`razao demo`, second part: somebody registers, logs in and pays with the token, and what must be refused is.
+
+Over HTTP like any other client; the bank that pays money in is the operator's token of the first part.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+from cluster.data import EngineError
+from cluster.demo import invented_cpf, reais
+
+
+class IdentityDemo:
+    """One run against a running engine. `bank` has a token with `ledger:fund`, `client` has none."""
+
+    def __init__(self, client: httpx.Client, bank: httpx.Client, say: Callable[[str], None]) -> None:
+        self._client = client
+        self._bank = bank
+        self._say = say
+        self._random = random.Random()  # noqa: S311 - invented people, not secrets
+
+    def _call(
+        self, expected: int, method: str, path: str, *, token: str | None = None, **arguments: Any
+    ) -> dict[str, Any]:
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        answer = self._client.request(method, path, headers=headers, **arguments)
+        if answer.status_code != expected:
+            raise EngineError(f"{method} {path} answered {answer.status_code}, not {expected}: {answer.text}")
+        content: dict[str, Any] = answer.json() if answer.content else {}
+        return content
+
+    def _refused(self, what: str, expected: int, method: str, path: str, **arguments: Any) -> None:
+        answer = self._call(expected, method, path, **arguments)
+        self._say(f"    {what}: refused, {expected} {answer.get('type') or answer.get('error')}")
+
+    def _join(self, name: str) -> tuple[dict[str, str], dict[str, Any], str]:
+        """Register, log in, open an account."""
+        username = f"{name.partition(' ')[0].lower()}-{secrets.token_hex(4)}"
+        login = {"username": username, "password": "-".join(secrets.token_hex(3) for _ in range(4))}
+        tax_id = invented_cpf(self._random)
+        sub = self._call(201, "POST", "/auth/register", json={**login, "name": name, "tax_id": tax_id})["sub"]
+        tokens = self._call(200, "POST", "/auth/login", json=login)
+        owner = {"tax_id": tax_id, "name": name}
+        opened = self._call(201, "POST", "/v1/accounts", token=tokens["access_token"], json={"owner": owner})
+        account = str(opened["id"])
+        self._say(f"{name} registered as {username} ({sub}), logged in, and opened account {account}")
+        return login, tokens, account
+
+    def run(self) -> None:
+        """Run it.
+
+        Raises:
+            EngineError: the engine answered anything else than it should.
+        """
+        login, tokens, carla = self._join("Carla Reis")
+        _, others, davi = self._join("Davi Melo")
+        token = tokens["access_token"]
+        paid_in = self._bank.post("/v1/deposits", json={"account": carla, "amount": 50_000})
+        if paid_in.status_code != 201:
+            raise EngineError(f"the deposit was answered {paid_in.status_code}: {paid_in.text}")
+        transfer = {"debit_account": carla, "credit_account": davi, "amount": 12_345}
+        paid = self._call(201, "POST", "/v1/transfers", token=token, json=transfer)
+        self._say(f"Carla pays Davi {reais(12_345)} with her token: {paid['status']}")
+        self._show_refusals(login, tokens, others["access_token"], carla, transfer)
+        self._show_key(token, carla)
+        self._show_ends(tokens)
+
+    def _show_refusals(
+        self, login: dict[str, str], tokens: dict[str, Any], other: str, carla: str, transfer: dict[str, Any]
+    ) -> None:
+        token = tokens["access_token"]
+        self._say("what must not be, is not:")
+        wrong = {**login, "password": "a wrong password"}
+        self._refused("a wrong password", 401, "POST", "/auth/login", json=wrong)
+        self._refused("a user that there is not, in the same words", 401, "POST", "/auth/login",
+                      json={**wrong, "username": "nobody-at-all"})  # fmt: skip
+        again = {"username": f"{login['username']}-2", "password": "passwordpassword", "name": "x",
+                 "tax_id": invented_cpf(self._random)}  # fmt: skip
+        self._refused("a password that everybody tries first", 422, "POST", "/auth/register", json=again)
+        self._refused("the same username again", 409, "POST", "/auth/register",
+                      json={**again, **login})  # fmt: skip
+        self._refused("no token", 401, "GET", f"/v1/accounts/{carla}")
+        self._refused("the ID token in place of the access token", 401, "GET", f"/v1/accounts/{carla}",
+                      token=tokens["id_token"])  # fmt: skip
+        self._refused("Davi pays from Carla's account", 403, "POST", "/v1/transfers", token=other, json=transfer)
+        self._refused("Carla pays money in by herself", 403, "POST", "/v1/deposits", token=token,
+                      json={"account": carla, "amount": 1})  # fmt: skip
+        wide = {"name": "too wide", "scopes": ["ledger:operate"]}
+        self._refused("an access key with more than its maker has", 403, "POST", "/auth/access-keys", token=token,
+                      json=wide)  # fmt: skip
+
+    def _show_key(self, token: str, carla: str) -> None:
+        wanted = {"name": "reads only", "scopes": ["ledger:read"], "expires_in": 3600}
+        key = self._call(201, "POST", "/auth/access-keys", token=token, json=wanted)
+        form = {"grant_type": "client_credentials"}
+        secret = (key["client_id"], key["client_secret"])
+        own = self._call(200, "POST", "/oauth/token", data=form, auth=secret)["access_token"]
+        balance = self._call(200, "GET", f"/v1/accounts/{carla}/balance", token=own)
+        self._say(f"Carla's access key reads her balance: {reais(balance['posted'])}")
+        payment = {"debit_account": carla, "credit_account": carla, "amount": 1}
+        self._refused("the key pays", 403, "POST", "/v1/transfers", token=own, json=payment)
+        self._call(204, "DELETE", f"/auth/access-keys/{key['client_id']}", token=token)
+        self._refused("the key, deleted, asks for a token", 401, "POST", "/oauth/token", data=form, auth=secret)
+
+    def _show_ends(self, tokens: dict[str, Any]) -> None:
+        form = {"grant_type": "refresh_token", "client_id": "razao"}
+        first = {**form, "refresh_token": tokens["refresh_token"]}
+        fresh = self._call(200, "POST", "/oauth/token", data=first)
+        self._say("her refresh token gives a new access token and a new refresh token")
+        self._refused("the old refresh token once more", 400, "POST", "/oauth/token", data=first)
+        second = {**form, "refresh_token": fresh["refresh_token"]}
+        self._refused("and with it the whole login has ended", 400, "POST", "/oauth/token", data=second)

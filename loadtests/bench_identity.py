@@ -1,0 +1,173 @@
+"""What the identity service costs: logins a second, what a storm of them does to transfers, tokens verified a second.
+
+    python -m loadtests.bench_identity [--seconds 10]
+
+Transfers are measured alone and under the storm in turns (A B A B …): a shared machine swings from minute to minute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import httpx
+import typer
+
+from deployments.auth.issuers import Issuers
+from deployments.auth.tokens import KeyFile, TokenVerifier
+from loadtests import traffic
+from loadtests.generator import Report, merge, run
+from loadtests.stacks import Engine, engine
+
+PASSWORD: Final = "um cavalo correto na pilha"
+CLIENTS: Final = 16
+STORM: Final = 8
+TOKENS: Final = 2000
+
+
+def join(stack: Engine, count: int) -> list[str]:
+    """Register so many people; returns their usernames."""
+    names = [f"bench{number}" for number in range(count)]
+    with httpx.Client(base_url=f"http://{stack.host}", timeout=30, trust_env=False) as client:
+        for name in names:
+            body = {"username": name, "password": PASSWORD, "name": "Bench", "tax_id": "529.982.247-25"}
+            client.post("/auth/register", json=body).raise_for_status()
+    return names
+
+
+class Storm:
+    """Logins from several clients at once, as fast as they are answered."""
+
+    def __init__(self, stack: Engine, names: list[str]) -> None:
+        self._stack = stack
+        self._names = names
+        self._stop = threading.Event()
+        self.statuses: list[int] = []
+        self.took_s: list[float] = []
+
+    def _one(self, name: str) -> None:
+        connection = http.client.HTTPConnection(self._stack.host, timeout=30)
+        body = json.dumps({"username": name, "password": PASSWORD})
+        while not self._stop.is_set():
+            began = time.perf_counter()
+            connection.request("POST", "/auth/login", body, {"content-type": "application/json"})
+            answer = connection.getresponse()
+            answer.read()
+            self.took_s.append(time.perf_counter() - began)
+            self.statuses.append(answer.status)
+
+    @contextmanager
+    def blowing(self) -> Iterator[None]:
+        """For as long as the block runs."""
+        self._stop.clear()
+        threads = [threading.Thread(target=self._one, args=(name,)) for name in self._names]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            for thread in threads:
+                thread.join()
+
+
+def login_rates(stack: Engine, *, rounds: int, seconds: float) -> dict[str, Any]:
+    """Logins a second alone, and transfers with and without them."""
+    accounts = stack.open_accounts(200, seed=7)
+    storm = Storm(stack, join(stack, STORM))
+    began = time.perf_counter()
+    with storm.blowing():
+        time.sleep(seconds)
+    rate = len(storm.statuses) / (time.perf_counter() - began)
+    took = sorted(storm.took_s)
+    quiet: list[Report] = []
+    under: list[Report] = []
+    source = traffic.transfers(stack.host, stack.token, traffic.random_pairs(accounts, seed=1))
+    for _ in range(rounds):
+        quiet.append(_transfers(stack, source, seconds))
+        with storm.blowing():
+            under.append(_transfers(stack, source, seconds))
+    return {
+        "logins_s": round(rate, 1),
+        "login_p50_ms": round(took[len(took) // 2] * 1000, 1),
+        "login_p99_ms": round(took[int(len(took) * 0.99)] * 1000, 1),
+        "login_failures": sum(status != 200 for status in storm.statuses),
+        "transfers": _shown(merge(quiet)),
+        "transfers_under_storm": _shown(merge(under)),
+    }
+
+
+def _transfers(stack: Engine, source: Iterator[bytes], seconds: float) -> Report:
+    return asyncio.run(run(source, host="127.0.0.1", port=stack.port, connections=CLIENTS, seconds=seconds))
+
+
+def _shown(report: Report) -> dict[str, Any]:
+    return {
+        "a_second": round(report.rate),
+        "p50_ms": round(report.percentile_ms(50), 1),
+        "p99_ms": round(report.percentile_ms(99), 1),
+        "failed": report.failures,
+    }
+
+
+def verification_rates(stack: Engine) -> dict[str, Any]:
+    """Tokens verified a second by one process: each for the first time, and again."""
+    with httpx.Client(base_url=f"http://{stack.host}", timeout=30, trust_env=False) as client:
+        jwks = client.get("/oauth/jwks").content
+        key = client.post("/auth/login", json={"username": "bench0", "password": PASSWORD}).json()
+        headers = {"authorization": f"Bearer {key['access_token']}"}
+        made = client.post(
+            "/auth/access-keys", json={"name": "bench", "scopes": ["ledger:read"]}, headers=headers
+        ).json()
+        auth, form = (made["client_id"], made["client_secret"]), {"grant_type": "client_credentials"}
+        began = time.perf_counter()
+        tokens = [
+            client.post("/oauth/token", data=form, auth=auth).json()["access_token"].encode() for _ in range(TOKENS)
+        ]
+        issued_s = time.perf_counter() - began
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory, "jwks.json")
+        file.write_bytes(jwks)
+        issuer = f"http://{stack.host}"
+        verifier = Issuers({issuer: TokenVerifier(KeyFile(file), issuer=issuer)})
+        cold_s = asyncio.run(_verify(verifier, tokens))
+        began = time.perf_counter()
+        for _ in range(10):
+            for token in tokens:
+                verifier.remembered(token)
+        cached_s = (time.perf_counter() - began) / 10
+    return {
+        "tokens_issued_one_client_s": round(TOKENS / issued_s),
+        "verified_cold_s": round(TOKENS / cold_s),
+        "verified_cached_s": round(TOKENS / cached_s),
+    }
+
+
+async def _verify(verifier: Issuers, tokens: list[bytes]) -> float:
+    await verifier.verify(tokens[0])  # the key set is fetched
+    began = time.perf_counter()
+    for token in tokens:
+        await verifier.verify(token)
+    return time.perf_counter() - began
+
+
+def main(
+    seconds: Annotated[float, typer.Option(help="Of each round.")] = 8.0,
+    rounds: Annotated[int, typer.Option(help="Of transfers, with and without the storm.")] = 3,
+) -> None:
+    """Measure, and print JSON."""
+    with tempfile.TemporaryDirectory(prefix="rz-") as directory, engine(Path(directory) / "var", shards=2) as stack:
+        found = {**login_rates(stack, rounds=rounds, seconds=seconds), **verification_rates(stack)}
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    typer.run(main)
