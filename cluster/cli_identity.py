@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from cluster.console import Data, Json, directory_of, fail, out, settings_of
+from cluster.console import Data, Json, directory_of, err, fail, out, settings_of
 from cluster.data import EngineError
 from deployments.identity_roles import Role
 
@@ -38,7 +38,8 @@ def _with_store(data: Path | None, work: Callable[[Pool, bytes], Awaitable[Any]]
     async def run() -> Any:
         key = bytes.fromhex(directory.secrets().ledger_key)
         async with stores_of(directory, settings_of(data=data)) as stores, pool_of(stores.dsn, connections=2) as pool:
-            await identity.prepare(pool, key, say=lambda line: out.print(line, markup=False))
+            if not stores.live:
+                await identity.prepare(pool, key, say=lambda line: err.print(line, markup=False))
             return await work(pool, key)
 
     try:

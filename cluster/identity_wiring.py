@@ -26,7 +26,8 @@ from storage.identity_grants import Attempts, Grants
 from storage.identity_keys import Follower, SigningKeys
 
 _CONNECTIONS: Final = 6
-_NICENESS: Final = 5
+_COUNTERS: Final = 4
+_NICENESS: Final = 10
 _SWEEP_S: Final = 600.0
 
 
@@ -79,19 +80,26 @@ async def identity_application(config: dict[str, Any]) -> Application:
     plan = Plan.from_json(await asyncio.to_thread(Path(config["plan"]).read_text))
     os.nice(_NICENESS)  # a storm of logins must not take from transfers
     pool = await asyncpg.create_pool(plan.dsn, min_size=1, max_size=_CONNECTIONS)
-    services, follower = await make_services(plan, pool)
+    # A crash may forget some attempts; waiting for the disk at each would slow down whoever does need it.
+    counters = await asyncpg.create_pool(
+        plan.dsn, min_size=1, max_size=_COUNTERS, server_settings={"synchronous_commit": "off"}
+    )
+    services, follower = await make_services(plan, pool, attempts=Attempts(counters))
     sweeper = asyncio.create_task(_sweep(services.grants), name="sweep")
 
     async def close() -> None:
         sweeper.cancel()
         await follower.close()
         services.passwords.close()
+        await counters.close()
         await pool.close()
 
     return Application(create_app(services), close=close)
 
 
-async def make_services(plan: Plan, pool: asyncpg.Pool[asyncpg.Record], **changes: Any) -> tuple[Services, Follower]:
+async def make_services(
+    plan: Plan, pool: asyncpg.Pool[asyncpg.Record], *, attempts: Attempts, **changes: Any
+) -> tuple[Services, Follower]:
     """What the application stands on, with revocations and keys already followed."""
     settings, times = plan.settings, lifetimes(plan)
     keys = SigningKeys(pool)
@@ -108,7 +116,7 @@ async def make_services(plan: Plan, pool: asyncpg.Pool[asyncpg.Record], **change
         users=Users(pool, access_life=times.access),
         clients=Clients(pool, access_life=times.access),
         grants=Grants(pool, access_life=times.access),
-        attempts=Attempts(pool),
+        attempts=attempts,
         signer=signer,
         verifier=OwnTokens(own_keys, follower),
         passwords=Passwords(threads=settings.password_threads),

@@ -28,6 +28,9 @@ KEYS: Final = "keys"
 Connection = Any
 """An asyncpg connection, or the pool's stand-in for one."""
 
+_PAYLOAD_MAX: Final = 7000
+"""A notification has at most 8000 bytes; without marks it says: read them all again."""
+
 _FOR_EVER: Final = datetime(9999, 1, 1, tzinfo=UTC)
 
 
@@ -116,7 +119,8 @@ async def revoke_marks(connection: Connection, marks: Sequence[str], life: timed
         " ON CONFLICT (mark) DO UPDATE SET expires_at = greatest(revocations.expires_at, excluded.expires_at)",
         [(mark, until) for mark in marks],
     )
-    await notify(connection, REVOKED)
+    told = " ".join((REVOKED, *marks))
+    await notify(connection, told if len(told) < _PAYLOAD_MAX else REVOKED)
 
 
 class Users:

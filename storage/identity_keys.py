@@ -114,7 +114,8 @@ class Follower:
         self._dsn = dsn
         self._on_keys = on_keys
         self._stale_s = stale_s
-        self._revoked: frozenset[str] = frozenset()
+        self._revoked: set[str] = set()
+        self._told_of: set[str] = set()  # since the last look began
         self._looked_at = float("-inf")
         self._wake = asyncio.Event()
         self._keys_changed = False
@@ -168,13 +169,19 @@ class Follower:
             connection.terminate()
 
     async def _look(self, connection: Any) -> None:
+        self._told_of.clear()
         rows = await connection.fetch("SELECT mark FROM identity.revocations WHERE expires_at > now()", timeout=_LOOK_S)
-        self._revoked = frozenset(row["mark"] for row in rows)
+        self._revoked = {row["mark"] for row in rows} | self._told_of
         self._looked_at = time.monotonic()
         if self._keys_changed and self._on_keys is not None:
             self._keys_changed = False
             await self._on_keys()
 
     def _told(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
-        self._keys_changed = self._keys_changed or payload == KEYS
-        self._wake.set()
+        what, *marks = str(payload).split(" ")
+        self._keys_changed = self._keys_changed or what == KEYS
+        if marks:  # they are all that is new: no need to read a long list again
+            self._told_of.update(marks)
+            self._revoked.update(marks)
+        else:
+            self._wake.set()

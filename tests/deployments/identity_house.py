@@ -28,6 +28,7 @@ from cluster.plan import Plan
 from deployments.auth.keys import ensure_keys
 from deployments.identity import create_app
 from deployments.identity_services import Pace, Services
+from storage.identity_grants import Attempts
 from storage.identity_keys import Follower
 
 ISSUER: Final = "http://identity.test"
@@ -123,7 +124,7 @@ async def house(database: str, tmp_path: Path) -> AsyncIterator[House]:
 
     async with asyncpg.create_pool(database, min_size=1, max_size=8) as pool:
         await identity.prepare(pool, plan.ledger_key, say=said.append)
-        services, follower = await make_services(plan, pool, pause=pause)
+        services, follower = await make_services(plan, pool, attempts=Attempts(pool), pause=pause)
         try:
             yield House(services, plan, pool, follower, said, pauses)
         finally:
