@@ -166,6 +166,7 @@ class Browser:
         for fields in ({"username": username, "password": PASSWORD}, {"decision": "allow"}):
             action, hidden = form_of(page)
             page = self.http.post(action, data={**hidden, **fields})
+        self.http.close()
         assert page.status_code == 303, page.text
         return str(page.headers["location"])
 
@@ -273,7 +274,7 @@ def test_oversized_and_split_headers_never_get_in(engine: Engine) -> None:
     assert b" 413 " in sent(body)
 
 
-def test_schemathesis_finds_no_error_of_ours(engine: Engine, http: httpx.Client) -> None:
+def test_schemathesis_finds_no_error_of_ours(engine: Engine, http: httpx.Client, tmp_path: Path) -> None:
     token = join(http, "schema")["access_token"]
     program = Path(sys.executable).with_name("schemathesis")
     done = subprocess.run(
@@ -282,6 +283,7 @@ def test_schemathesis_finds_no_error_of_ours(engine: Engine, http: httpx.Client)
             "--checks", "not_a_server_error,status_code_conformance,response_schema_conformance",
             "--header", f"Authorization: Bearer {token}", "--no-color",
         ],
-        capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "NO_PROXY": "*"},
+        capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path,
+        env={**os.environ, "NO_PROXY": "*"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:]
