@@ -99,11 +99,19 @@ class KeycloakServer:
 
     @property
     def engine_settings(self) -> dict[str, str]:
-        """What to set so that an engine trusts its tokens, and how to administer it."""
-        issuer = f"{self.url}/realms/{self.realm}"
+        """What to set so that an engine trusts its tokens, and how to administer it.
+
+        Tokens must be made for the audience `payments`; realm roles named like the ledger's scopes give them.
+        """
+        roles = {scope: [scope] for scope in ("ledger:read", "ledger:write", "ledger:fund")}
+        provider = {
+            "name": "keycloak",
+            "issuer": f"{self.url}/realms/{self.realm}",
+            "audience": "payments",
+            "scopes": {"realm_access.roles": roles},
+        }
         return {
-            "RAZAO_TOKEN_ISSUER": issuer,
-            "RAZAO_JWKS": f"{issuer}/protocol/openid-connect/certs",
+            "RAZAO_OIDC_ISSUERS": json.dumps([provider]),
             "RAZAO_KEYCLOAK_URL": self.url,
             "RAZAO_KEYCLOAK_ADMIN": ADMIN,
             "RAZAO_KEYCLOAK_ADMIN_PASSWORD": self.password,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -15,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import jwt
 import psutil
 import pymongo
 import pytest
 from aiokafka import AIOKafkaProducer
+
+from cluster.settings import Settings
 
 # The first start on a machine downloads and builds what the servers consist of.
 pytestmark = pytest.mark.timeout(1200)
@@ -153,16 +155,30 @@ def test_a_directory_where_nothing_was_started_has_nothing_to_show_or_end(data: 
 
 @pytest.mark.slow
 def test_keycloak_imports_a_realm_and_its_tokens_verify_by_the_settings_it_prints(data: Path, tmp_path: Path) -> None:
-    client = {"clientId": "bank", "secret": "s3cret", "serviceAccountsEnabled": True, "enabled": True}
-    realm = {"realm": "pix", "enabled": True, "sslRequired": "none", "clients": [client]}
+    audience = {
+        "name": "audience",
+        "protocol": "openid-connect",
+        "protocolMapper": "oidc-audience-mapper",
+        "config": {"included.custom.audience": "payments", "access.token.claim": "true"},
+    }
+    client = {"clientId": "bank", "secret": "s3cret", "serviceAccountsEnabled": True, "protocolMappers": [audience]}
+    itself = {"username": "service-account-bank", "serviceAccountClientId": "bank", "realmRoles": ["ledger:read"]}
+    realm = {
+        "realm": "pix",
+        "enabled": True,
+        "sslRequired": "none",
+        "roles": {"realm": [{"name": "ledger:read"}]},
+        "clients": [client],
+        "users": [{**itself, "enabled": True}],
+    }
     (tmp_path / "pix.json").write_text(json.dumps(realm))
     settings = _states("up", "keycloak", "--realms", str(tmp_path), data=data)["keycloak"]["settings"]
-    issuer = settings["RAZAO_TOKEN_ISSUER"]
+    (provider,) = Settings(oidc_issuers=json.loads(settings["RAZAO_OIDC_ISSUERS"])).oidc_issuers
     form = {"grant_type": "client_credentials", "client_id": "bank", "client_secret": "s3cret"}
-    token = httpx.post(f"{issuer}/protocol/openid-connect/token", data=form).raise_for_status().json()["access_token"]
-    key = jwt.PyJWKClient(settings["RAZAO_JWKS"]).get_signing_key_from_jwt(token)
-    claims = jwt.decode(token, key.key, algorithms=["RS256"], issuer=issuer, options={"verify_aud": False})
-    assert claims["azp"] == "bank"
+    address = f"{provider.issuer}/protocol/openid-connect/token"
+    token = httpx.post(address, data=form).raise_for_status().json()["access_token"]
+    identity = asyncio.run(provider.provider().verifier().verify(token.encode()))
+    assert identity.scopes == {"ledger:read"}
     administrator = {
         "grant_type": "password",
         "client_id": "admin-cli",
