@@ -21,7 +21,7 @@ import pymongo
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from cluster.settings import Settings
+from cluster.settings import OidcIssuer
 
 # The first start on a machine downloads and builds what the servers consist of.
 pytestmark = pytest.mark.timeout(1200)
@@ -173,7 +173,7 @@ def test_keycloak_imports_a_realm_and_its_tokens_verify_by_the_settings_it_print
     }
     (tmp_path / "pix.json").write_text(json.dumps(realm))
     settings = _states("up", "keycloak", "--realms", str(tmp_path), data=data)["keycloak"]["settings"]
-    (provider,) = Settings(oidc_issuers=json.loads(settings["RAZAO_OIDC_ISSUERS"])).oidc_issuers
+    (provider,) = (OidcIssuer(**one) for one in json.loads(settings["RAZAO_OIDC_ISSUERS"]))
     form = {"grant_type": "client_credentials", "client_id": "bank", "client_secret": "s3cret"}
     address = f"{provider.issuer}/protocol/openid-connect/token"
     token = httpx.post(address, data=form).raise_for_status().json()["access_token"]
