@@ -50,6 +50,7 @@ class Supervisor:
         self._ray: RayNode | None = None
         self._gateway: Gateway | None = None
         self._held: list[socket.socket] = []
+        self._door: list[socket.socket] = []
         self._deployer: asyncio.subprocess.Process | None = None
 
     async def run(self, on_ready: Callable[[], None] | None = None) -> None:
@@ -115,6 +116,7 @@ class Supervisor:
 
         config = self._gateway_config(port, tls_port, plan)
         self._gateway = Gateway(config)
+        self._leave_door()
         await asyncio.to_thread(self._gateway.start)
         self.data.publish(self._running(plan, port, tls_port))
         await self._await_ready(port)
@@ -169,7 +171,17 @@ class Supervisor:
         for wanted, option in ((port, "--port"), (tls_port, "--tls-port")):
             if wanted and not processes.port_is_free(host, wanted):
                 raise EngineError(f"port {wanted} on {host} is taken; choose another one with {option}")
-        return port or processes.free_ports(1, host)[0], tls_port
+        # Held until the gateway takes them over: in between, any connection of this machine could get one of them.
+        try:
+            self._door = [shared_socket(host, wanted) for wanted in ([port, tls_port] if tls_port else [port])]
+        except OSError as error:
+            raise EngineError(f"the gateway's ports on {host} cannot be had: {error.strerror}") from error
+        return int(self._door[0].getsockname()[1]), tls_port
+
+    def _leave_door(self) -> None:
+        for held in self._door:
+            held.close()
+        self._door = []
 
     async def _compile(self) -> None:
         """In a child: this process stays small, and a crash of the compiler is only a message here."""
@@ -316,6 +328,7 @@ class Supervisor:
         for part in (self._gateway, self._ray, self._kafka, self._postgres):
             if part is not None:
                 await asyncio.to_thread(part.stop)
+        self._leave_door()
         for held in self._held:
             held.close()
         await asyncio.to_thread(processes.end_all, secrets.engine)
