@@ -98,7 +98,7 @@ class ShardLimits:
     waiting_rows: int = 65_536  # repeats of ids that are in flight; beyond: UNSURE
     wait_s: float = 30.0  # for another shard's answer; then the caller is told UNSURE
     pace_rows: int = 8  # a group of so many rows, and of less than `overlap_rows`, is followed by the next one
-    pace_s: float = 0.005  # so long after its start
+    pace_s: float = 0.0  # so long after its start; worth it where money crosses shards (cluster/wiring.py)
     outcomes_s: float = 0.01  # how long settles and reverts wait for other rows to go along with
     lease_s: float = 1.0
     tick_s: float = 0.1
