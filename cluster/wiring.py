@@ -39,8 +39,8 @@ _PROJECTOR_NICENESS: Final = 5
 _SNAPSHOTS_KEPT: Final = 3
 """After a crash of the database the query store may stand behind the newest one, which is then of no use to it."""
 _PACE_S: Final = 0.005
-"""Between small groups of a busy shard. A payment across shards is a row in three groups, so fewer of them are worth the
-wait; with one shard it would be latency alone."""
+"""Between small groups of a busy shard. A payment across shards is a row in three groups, so fewer of them are worth
+waiting for; with one shard it would be latency alone."""
 _TAKEOVER_S: Final = 300.0
 """While the journal's servers are away, a shard waits for them rather than end and be started again."""
 
