@@ -20,11 +20,9 @@ from deployments.payments_call import (
     read_instant,
     read_limit,
     read_path_account,
-    rfc3339,
     write_headers,
 )
 from deployments.payments_schema import (
-    CURRENCY,
     NAME_MAX,
     Account,
     AccountItem,
@@ -56,6 +54,7 @@ from deployments.request import JSON, Answer, Header, json_answer
 from deployments.tax_id import read_tax_id
 from storage import ids
 from storage.events import NO_LIMIT, AccountStatus, Code, Kind
+from storage.notation import CURRENCY, rfc3339
 from storage.query_store import NotYetProjected
 from storage.registry import Owner, RegistrationConflict, account_id, slot
 

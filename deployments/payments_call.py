@@ -9,7 +9,7 @@ import json
 import re
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,6 +32,7 @@ from deployments.request import JSON, Header, Request, require
 from storage import ids
 from storage.events import AMOUNT_MAX, FIRST_ACCOUNT
 from storage.ids import Id
+from storage.notation import EPOCH
 from storage.query_store import NotYetProjected
 
 if TYPE_CHECKING:
@@ -215,20 +216,6 @@ def content_checks(notes: list[bytes | None] | None, expires_in: Rows) -> Rows:
 
 # -- times ----------------------------------------------------------------------------------------------------------
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_last_second = (0, "1970-01-01T00:00:00")
-
-
-def rfc3339(ns: int) -> str:
-    """An instant as clients see it: UTC, six decimals. The second's text is kept, for most answers share it."""
-    global _last_second
-    seconds, rest = divmod(ns, _NS)
-    known, prefix = _last_second
-    if seconds != known:
-        prefix = (_EPOCH + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S")
-        _last_second = (seconds, prefix)
-    return f"{prefix}.{rest // 1000:06d}Z"
-
 
 def read_instant(given: str, field: str) -> int:
     """ns since 1970 of an RFC 3339 instant between 1970 and 2200."""
@@ -238,7 +225,7 @@ def read_instant(given: str, field: str) -> int:
     zone = found[3].upper().replace(" ", "+").replace("Z", "+00:00")  # an unescaped plus arrives as a space
     try:
         instant = datetime.fromisoformat(found[1].upper() + zone)
-        seconds = (instant - _EPOCH) // timedelta(seconds=1)
+        seconds = (instant - EPOCH) // timedelta(seconds=1)
     except (ValueError, OverflowError):
         raise malformed(field, "There is no such instant") from None
     if not 0 <= seconds < 7_258_118_400:

@@ -11,8 +11,8 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from storage.events import AMOUNT_MAX
+from storage.notation import AccountId, Centavos, Instant
 
-CURRENCY: Final = "BRL"
 BATCH_ROWS_MAX: Final = 10_000
 DESCRIPTION_MAX: Final = 140
 NAME_MAX: Final = 120
@@ -20,7 +20,6 @@ METADATA_BYTES_MAX: Final = 4096
 METADATA_DEPTH_MAX: Final = 8
 
 _EXAMPLE_ID: Final = "01890a5d-ac96-774b-bcce-b302099a8057"
-_EXAMPLE_ACCOUNT: Final = "7349874591868649841"
 _EXAMPLE_OTHER: Final = "4611686018427388929"
 
 EventId = Annotated[
@@ -31,19 +30,9 @@ EventId = Annotated[
         extra_json_schema={"format": "uuid"},
     ),
 ]
-AccountId = Annotated[str, Meta(description="Id of an account.", examples=[_EXAMPLE_ACCOUNT])]
 Amount = Annotated[
     int,
     Meta(description="Centavos.", examples=[12_345], extra_json_schema={"minimum": 1, "maximum": AMOUNT_MAX}),
-]
-Centavos = Annotated[int, Meta(description="Centavos.", examples=[12_345], extra_json_schema={"format": "int64"})]
-Instant = Annotated[
-    str,
-    Meta(
-        description="RFC 3339, UTC, six decimals.",
-        examples=["2026-11-22T12:00:00.000000Z"],
-        extra_json_schema={"format": "date-time"},
-    ),
 ]
 Description = Annotated[
     str,

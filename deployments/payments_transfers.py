@@ -23,11 +23,9 @@ from deployments.payments_call import (
     content_check,
     read_account,
     read_note,
-    rfc3339,
     write_headers,
 )
 from deployments.payments_schema import (
-    CURRENCY,
     DepositRequest,
     PostRequest,
     RefundRequest,
@@ -54,6 +52,7 @@ from deployments.request import SINGLE_BYTES_MAX, Answer, json_answer
 from storage import ids, query_store
 from storage.events import EVENT, FIRST_STATELESS, SETTLEMENT, Code, Kind, ResultFlag
 from storage.ids import Id
+from storage.notation import CURRENCY, rfc3339
 from storage.query_store import NotYetProjected, Status
 
 if TYPE_CHECKING:

@@ -8,37 +8,25 @@ in it: no name, no tax id, no description or metadata. Specification: CloudEvent
 from __future__ import annotations
 
 import uuid
-from datetime import UTC, datetime
 from typing import Annotated, Final, Literal, NamedTuple
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from storage.events import SETTLEMENT, Code, Kind
+from storage.notation import CURRENCY, AccountId, Centavos, Instant, rfc3339
 
 PREFIX: Final = "br.razao."
 SOURCE: Final = "urn:razao:ledger"
 MEDIA_TYPE: Final = "application/cloudevents+json"
 """Of one event in structured mode."""
 
-CURRENCY: Final = "BRL"
-
-Centavos = Annotated[int, Meta(description="Centavos.", examples=[12_345], extra_json_schema={"format": "int64"})]
-AccountId = Annotated[str, Meta(description="Id of an account.", examples=["7349874591868649841"])]
 TransferId = Annotated[
     str,
     Meta(
         description="Of the transfer, deposit, withdrawal, hold or refund.",
         examples=["01890a5d-ac96-774b-bcce-b302099a8057"],
         extra_json_schema={"format": "uuid"},
-    ),
-]
-Instant = Annotated[
-    str,
-    Meta(
-        description="RFC 3339, UTC, six decimals.",
-        examples=["2026-11-22T12:00:00.000000Z"],
-        extra_json_schema={"format": "date-time"},
     ),
 ]
 Position = Annotated[
@@ -212,7 +200,7 @@ def encode(happening: Happening, source: str = SOURCE) -> bytes:
             source=source,
             type=PREFIX + happening.type,
             subject=str(happening.account),
-            time=_instant(happening.at),
+            time=rfc3339(happening.at),
             datacontenttype="application/json",
             data=_account(happening) if happening.type in _STATUS else _transfer(happening),
         )
@@ -238,11 +226,6 @@ def _transfer(happening: Happening) -> TransferData:
         position=f"{happening.partition}:{happening.position}",
         balance=Balance(posted, pending, posted - pending) if known else UNSET,  # type: ignore[arg-type, operator]
         refusal=UNSET if happening.code is None else Code(happening.code).name.lower().replace("_", "-"),
-        expires_at=UNSET if happening.expires_at is None else _instant(happening.expires_at),
+        expires_at=UNSET if happening.expires_at is None else rfc3339(happening.expires_at),
         refund_of=UNSET if happening.refund_of is None else str(happening.refund_of),
     )
-
-
-def _instant(ns: int) -> str:
-    seconds, rest = divmod(ns, 1_000_000_000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest // 1000:06d}Z"

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployments.payments_batch import accounts_of_text, ids_of_text, refuse_chains
-from deployments.payments_call import content_check, content_checks, read_account, read_id, read_instant, rfc3339
+from deployments.payments_call import content_check, content_checks, read_account, read_id, read_instant
 from deployments.problems import ProblemError
 from storage import ids
 from storage.events import Code
+from storage.notation import rfc3339
 
 GOOD_IDS = st.builds(ids.uuid7, st.integers(0, 2**48 - 1)).map(ids.text)
 BAD_IDS = st.one_of(
