@@ -19,7 +19,7 @@ import asyncpg
 
 from storage.events import SLOTS
 from storage.feed_schema import Happening
-from storage.listening import is_gone
+from storage.listening import Ear
 from storage.query_store import NEWS
 
 _COLUMNS: Final = ", ".join(f"event.{name}" for name in Happening._fields)
@@ -128,9 +128,9 @@ class Feed:
 
     def __init__(self, pool: asyncpg.Pool[asyncpg.Record], partitions: int) -> None:
         self.partitions = partitions
-        self._pool = pool
         self._lock = asyncio.Lock()
-        self._connection: Any = None
+        # What is marked as published and lost with a crash of the database is passed on once more.
+        self._ear = Ear(pool, NEWS, self._heard, setup=f"{_BY_ACCOUNT}; SET synchronous_commit = off")
         self._listener: Callable[[], None] | None = None
 
     def partition(self, account: int) -> int:
@@ -177,13 +177,13 @@ class Feed:
         """Call `heard` on every commit of the projection, from now on and on connections to come."""
         async with self._lock:
             self._listener = heard
-            await self._connected()
+            await self._ear.ensure()
 
     async def close(self) -> None:
         """Give the connection back. The feed may be used again afterwards."""
         async with self._lock:
             self._listener = None
-            await self._release()
+            await self._ear.close()
 
     # -- passing it on ------------------------------------------------------------------------------------------------
 
@@ -228,35 +228,14 @@ class Feed:
     async def _own_connection(self) -> AsyncIterator[Any]:
         async with self._lock:
             try:
-                yield await self._connected()
+                if self._listener is not None:
+                    await self._ear.ensure()
+                yield await self._ear.connection()
             finally:
                 if self._listener is None:
-                    await self._release()
+                    await self._ear.close()
 
-    async def _connected(self) -> Any:
-        if self._connection is not None and is_gone(self._connection):
-            await self._release()
-        if self._connection is None:
-            connection = await self._pool.acquire()
-            try:
-                # What is marked as published and lost with a crash of the database is passed on once more.
-                await connection.execute(f"{_BY_ACCOUNT}; SET synchronous_commit = off")
-            except BaseException:
-                await self._pool.release(connection)
-                raise
-            self._connection = connection
-        if self._listener is not None:
-            await self._connection.add_listener(NEWS, self._heard)  # a second time it does nothing
-        return self._connection
-
-    async def _release(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            if not is_gone(connection):
-                await connection.remove_listener(NEWS, self._heard)
-            await self._pool.release(connection)
-
-    def _heard(self, *_: object) -> None:
+    def _heard(self) -> None:
         if self._listener is not None:
             self._listener()
 

@@ -19,22 +19,37 @@ def is_gone(connection: Any) -> bool:
 
 
 class Ear:
-    """Listens from `ensure` to `close`."""
+    """Keeps its connection from the first call to `close`, and listens on it from `ensure` on."""
 
-    def __init__(self, pool: asyncpg.Pool[asyncpg.Record], channel: str, heard: Callable[[], None]) -> None:
-        """`heard` is called for each notification on `channel`."""
+    def __init__(
+        self, pool: asyncpg.Pool[asyncpg.Record], channel: str, heard: Callable[[], None], *, setup: str = ""
+    ) -> None:
+        """`heard` is called for each notification on `channel`; `setup` is executed on each new connection."""
         self._pool = pool
+        self._setup = setup
         self._channel = channel
         self._heard = heard
         self._connection: Any = None
 
     async def ensure(self) -> None:
         """Listen, or listen again; to be called from time to time. Raises what the driver raises."""
+        connection = await self.connection()
+        await connection.add_listener(self._channel, self._notified)  # a second time it does nothing
+
+    async def connection(self) -> Any:
+        """The connection, for statements too; another one when it was lost. Raises what the driver raises."""
         if self._connection is not None and is_gone(self._connection):
             await self.close()
         if self._connection is None:
-            self._connection = await self._pool.acquire()
-            await self._connection.add_listener(self._channel, self._notified)
+            connection = await self._pool.acquire()
+            try:
+                if self._setup:
+                    await connection.execute(self._setup)
+            except BaseException:
+                await self._pool.release(connection)
+                raise
+            self._connection = connection
+        return self._connection
 
     async def close(self) -> None:
         """Give the connection back."""
