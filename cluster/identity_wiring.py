@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -77,7 +76,7 @@ class Trust:
 
 async def identity_application(config: dict[str, Any]) -> Application:
     """The factory that a replica calls on its own loop. `config`: where the plan lies."""
-    plan = Plan.from_json(await asyncio.to_thread(Path(config["plan"]).read_text))
+    plan = await Plan.taken_up(config)
     os.nice(_NICENESS)  # a storm of logins must not take from transfers
     pool = await asyncpg.create_pool(plan.dsn, min_size=1, max_size=_CONNECTIONS)
     # A crash may forget some attempts; waiting for the disk at each would slow down whoever does need it.
@@ -146,7 +145,7 @@ def identity_spec(plan: Plan) -> Spec:
     return Spec(
         name="identity",
         factory=identity_application,
-        config={"plan": str(plan.save()), "digest": hashlib.sha256(plan.as_json().encode()).hexdigest()},
+        config=plan.handed_down(),
         port=plan.identity_port,
         route_prefix=None,
         version=version("razao"),

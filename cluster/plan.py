@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +60,18 @@ class Plan:
         path = _file(self.data)
         write_private(path, self.as_json())
         return path
+
+    def handed_down(self) -> dict[str, str]:
+        """Save it; what an application's replicas are configured with, so that they find it (`taken_up`).
+
+        The digest makes another plan another deployment, so that replicas are rolled over to it.
+        """
+        return {"plan": str(self.save()), "digest": hashlib.sha256(self.as_json().encode()).hexdigest()}
+
+    @classmethod
+    async def taken_up(cls, config: Mapping[str, Any]) -> Plan:
+        """The plan that was `handed_down`."""
+        return cls.from_json(await asyncio.to_thread(Path(config["plan"]).read_text))
 
     @classmethod
     def load(cls, data: DataDirectory) -> Plan:

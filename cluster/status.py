@@ -46,9 +46,10 @@ async def collect(data: DataDirectory) -> dict[str, Any]:
     }
     if running is not None:
         found |= {"url": running.url, "journal": running.journal, "tls_url": running.tls_url}
-        found |= {"kafka": Plan.load(data).settings.kafka_bootstrap}
+        plan = Plan.load(data)
+        found |= {"kafka": plan.settings.kafka_bootstrap}
         found |= {"dashboard": running.dashboard_url, "started_at": running.started_at}
-        ready, shards, lag = await asyncio.gather(_ready(running), _shards(data), _lag(data))
+        ready, shards, lag = await asyncio.gather(_ready(running), _shards(data), _lag(plan))
         found |= {"ready": ready, "shards": shards, "projection": {"lag": lag}}
     listed = await asyncio.to_thread(processes.listing, secrets.engine, RayNode(data.ray))
     if holder:
@@ -83,9 +84,8 @@ async def _shard(client: ShardClient, partition: int) -> dict[str, Any]:
     return {name: getattr(stats, name) for name in shown} | {"serving": True}
 
 
-async def _lag(data: DataDirectory) -> int | None:
+async def _lag(plan: Plan) -> int | None:
     """Journal records that the query store does not have yet; None when journal or database do not answer."""
-    plan = Plan.load(data)
     journal = open_journal(plan.settings, plan.dsn)
     try:
         async with asyncio.timeout(_TIMEOUT_S), pool_of(plan.dsn, connections=1) as pool:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import os
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Final
 
 import asyncpg
@@ -71,7 +68,7 @@ def shard_transport(plan: Plan) -> Transport:
 
 async def payments_application(config: dict[str, Any]) -> Application:
     """The factory that a replica calls on its own loop. `config`: where the plan lies."""
-    plan = Plan.from_json(await asyncio.to_thread(Path(config["plan"]).read_text))
+    plan = await Plan.taken_up(config)
     settings = plan.settings
     pool = await asyncpg.create_pool(plan.dsn, min_size=1, max_size=_REPLICA_CONNECTIONS)
     client = ShardClient(shard_transport(plan), plan.partitions)
@@ -107,8 +104,7 @@ def payments_spec(plan: Plan) -> Spec:
     return Spec(
         name="payments",
         factory=payments_application,
-        # The digest makes another plan another deployment, so that replicas are rolled over to it.
-        config={"plan": str(plan.save()), "digest": hashlib.sha256(plan.as_json().encode()).hexdigest()},
+        config=plan.handed_down(),
         port=plan.application_port if settings.ingress is Ingress.LISTENER else 0,
         version=version("razao"),
         replicas_min=settings.replicas_min,

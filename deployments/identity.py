@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 import asyncpg
@@ -22,8 +21,8 @@ from deployments.identity_pages import page
 from deployments.identity_routes import INTRODUCTION, api_operations
 from deployments.identity_schema import Health
 from deployments.identity_services import Services
-from deployments.openapi import Operation, docs_page, document
-from deployments.problems import METHOD_NOT_ALLOWED, NOT_FOUND, UNAVAILABLE, ProblemError, prose
+from deployments.openapi import Operation, docs_page, document, razao_version
+from deployments.problems import UNAVAILABLE, ProblemError, paragraphs, unserved
 from deployments.request import JSON, Answer, json_answer
 
 __all__ = ["HEALTH", "Identity", "Services", "create_app"]
@@ -61,9 +60,8 @@ class Identity:
         self.operations = (*api_operations(), *self._own_operations())
         self._exact = {(o.method, o.path): o for o in self.operations if "{" not in o.path}
         self._delete_key = next(o for o in self.operations if "{" in o.path)
-        self._openapi = json.dumps(document(TITLE, _version(), INTRODUCTION, self.operations), indent=1).encode()
-        introduction = "".join(f"<p>{prose(paragraph)}</p>" for paragraph in INTRODUCTION.split("\n\n"))
-        self._docs = docs_page(TITLE, introduction, self.operations)
+        self._openapi = json.dumps(document(TITLE, razao_version(), INTRODUCTION, self.operations), indent=1).encode()
+        self._docs = docs_page(TITLE, paragraphs(INTRODUCTION), self.operations)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -85,12 +83,7 @@ class Identity:
             if method == self._delete_key.method:
                 return self._delete_key, {"id": key}
             allowed.add(self._delete_key.method)
-        if not allowed:
-            raise ProblemError(NOT_FOUND, "No call has this path")
-        if "GET" in allowed:
-            allowed.add("HEAD")
-        allow = ", ".join(sorted(allowed))
-        raise ProblemError(METHOD_NOT_ALLOWED, f"This path knows {allow}", headers={"allow": allow})
+        raise unserved(allowed)
 
     def _own_operations(self) -> tuple[Operation, ...]:
         return (
@@ -116,10 +109,3 @@ class Identity:
         framed = page(200, "", "")
         headers = [pair for pair in framed.headers if pair[0] != b"cache-control"]
         return Answer(200, self._docs, [*headers, (b"cache-control", b"public, max-age=300")])
-
-
-def _version() -> str:
-    try:
-        return version("razao")
-    except PackageNotFoundError:
-        return "0"

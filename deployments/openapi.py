@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 import msgspec
@@ -166,6 +167,14 @@ def _responses(operation: Operation) -> dict[str, Any]:
 
 
 # -- for people -------------------------------------------------------------------------------------------------------
+
+
+def razao_version() -> str:
+    """The version that documents say they describe; "0" where the package is not installed."""
+    try:
+        return version("razao")
+    except PackageNotFoundError:
+        return "0"
 
 
 def docs_page(title: str, introduction: str, operations: Sequence[Operation]) -> bytes:

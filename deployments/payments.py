@@ -11,7 +11,6 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 import asyncpg
@@ -22,7 +21,7 @@ from actors.shard_client import ShardStats, ShardUnavailable
 from deployments import asyncapi
 from deployments.auth.middleware import AuthenticationMiddleware, BearerBackend, GatewayMiddleware
 from deployments.edge import Edge
-from deployments.openapi import Operation, docs_page, document
+from deployments.openapi import Operation, docs_page, document, razao_version
 from deployments.payments_call import (
     Call,
 )
@@ -33,14 +32,14 @@ from deployments.payments_schema import Health, ShardHealth
 from deployments.payments_services import Services
 from deployments.problems import (
     BY_NAME,
-    METHOD_NOT_ALLOWED,
     NOT_FOUND,
     UNAVAILABLE,
     ProblemError,
     html_page,
+    paragraphs,
     problem_page,
     problems_page,
-    prose,
+    unserved,
 )
 from deployments.request import Answer, json_answer
 
@@ -101,9 +100,11 @@ class Payments:
             (Route(o.path, _no_endpoint, methods=[o.method], name=o.name), o) for o in self.operations if "{" in o.path
         ]
         self._openapi = json.dumps(
-            document(TITLE, _version(), INTRODUCTION, self.operations), ensure_ascii=False, indent=1
+            document(TITLE, razao_version(), INTRODUCTION, self.operations), ensure_ascii=False, indent=1
         ).encode()
-        self._asyncapi = json.dumps(asyncapi.document(TITLE, _version(), EVENTS), ensure_ascii=False, indent=1).encode()
+        self._asyncapi = json.dumps(
+            asyncapi.document(TITLE, razao_version(), EVENTS), ensure_ascii=False, indent=1
+        ).encode()
         self._docs = docs_page(TITLE, _introduction_html(), self.operations)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -139,12 +140,7 @@ class Payments:
                 return operation, found["path_params"]
             if match is Match.PARTIAL:
                 allowed.add(operation.method)
-        if not allowed:
-            raise ProblemError(NOT_FOUND, "No call has this path")
-        if "GET" in allowed:
-            allowed.add("HEAD")
-        allow = ", ".join(sorted(allowed))
-        raise ProblemError(METHOD_NOT_ALLOWED, f"This path knows {allow}", headers={"allow": allow})
+        raise unserved(allowed)
 
     # -- health and pages ---------------------------------------------------------------------------------------------
 
@@ -235,13 +231,5 @@ async def _no_endpoint(_: Any) -> Any:
 
 
 def _introduction_html() -> str:
-    paragraphs = "".join(f"<p>{prose(paragraph)}</p>" for paragraph in INTRODUCTION.split("\n\n"))
     links = "<a href='/openapi.json'>calls</a>, <a href='/asyncapi.json'>events</a>"
-    return f"{paragraphs}<p>For programs: {links}.</p>"
-
-
-def _version() -> str:
-    try:
-        return version("razao")
-    except PackageNotFoundError:
-        return "0"
+    return f"{paragraphs(INTRODUCTION)}<p>For programs: {links}.</p>"

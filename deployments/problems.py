@@ -489,6 +489,14 @@ class ProblemError(Exception):
         return msgspec.json.encode(document)
 
 
+def unserved(methods: set[str]) -> ProblemError:
+    """For a path that serves `methods`, and not the one that was asked for; none: nothing has that path."""
+    if not methods:
+        return ProblemError(NOT_FOUND, "No call has this path")
+    allow = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
+    return ProblemError(METHOD_NOT_ALLOWED, f"This path knows {allow}", headers={"allow": allow})
+
+
 def malformed(field: str | None, detail: str) -> ProblemError:
     """The 400 for a request that does not have the documented form; `field` says where (None: as a whole)."""
     return ProblemError(MALFORMED, detail) if field is None else ProblemError(MALFORMED, detail, field=field)
@@ -540,6 +548,11 @@ def prose(text: str) -> str:
     """Text with `code` in back-ticks, as HTML."""
     parts = escape(text).split("`")
     return "".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts))
+
+
+def paragraphs(text: str) -> str:
+    """`prose` with its paragraphs, which empty lines part, as HTML."""
+    return "".join(f"<p>{prose(paragraph)}</p>" for paragraph in text.split("\n\n"))
 
 
 def problem_page(problem: Problem) -> bytes:
