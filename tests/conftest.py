@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import shutil
 import socket
@@ -10,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeVar
 
 import asyncpg
 import pytest
@@ -30,18 +31,38 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[PostgresServer]:
-    """The session's server. A test that stops or kills servers starts its own."""
+class Server(Protocol):
+    """What every server of ours can do."""
+
+    def start(self) -> None:
+        """Return when it serves."""
+
+    def stop(self) -> None:
+        """End it."""
+
+
+S = TypeVar("S", bound=Server)
+
+
+@contextlib.contextmanager
+def running(make: Callable[[Path], S]) -> Iterator[S]:
+    """The server that `make` makes in a directory of its own: started here, stopped and removed at the end."""
     directory = Path(tempfile.mkdtemp(prefix="rz-"))
-    # Making and dropping databases is what tests do most; flushing those files tests nothing.
-    server = PostgresServer(directory, free_port(), settings={"fsync": "off"})
+    server = make(directory)
     try:
         server.start()
         yield server
     finally:
         server.stop()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """The session's server. A test that stops or kills servers starts its own."""
+    # Making and dropping databases is what tests do most; flushing those files tests nothing.
+    with running(lambda place: PostgresServer(place, free_port(), settings={"fsync": "off"})) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -62,14 +83,9 @@ def database(postgres_server: PostgresServer) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def kafka_server() -> Iterator[KafkaServer]:
     """The session's broker. A test that stops or kills brokers starts its own."""
-    directory = Path(tempfile.mkdtemp(prefix="rz-"))
-    server = KafkaServer(directory, free_port(), settings={"log.flush.interval.messages": "10000"})
-    try:
-        server.start()
+    lazy = {"log.flush.interval.messages": "10000"}
+    with running(lambda place: KafkaServer(place, free_port(), settings=lazy)) as server:
         yield server
-    finally:
-        server.stop()
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

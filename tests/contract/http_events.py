@@ -14,6 +14,7 @@ import httpx
 import pytest
 from jsonschema import Draft202012Validator, FormatChecker  # type: ignore[import-untyped]
 
+from tests.contract.documents import references
 from tests.contract.http_suite import TAX_IDS, Caller, World, refused, transfer
 
 PREFIX: Final = "br.razao."
@@ -272,15 +273,3 @@ class EventsSuite:
         for validator in validators(world).values():
             Draft202012Validator.check_schema(validator.schema)
         assert "/asyncapi.json" in world.http.get("/docs").text
-
-
-def references(value: Any) -> Iterator[str]:
-    """Every $ref."""
-    if isinstance(value, dict):
-        if "$ref" in value:
-            yield value["$ref"]
-        for inner in value.values():
-            yield from references(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from references(inner)

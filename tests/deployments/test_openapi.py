@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -15,6 +13,7 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from deployments.auth.keys import ensure_keys
 from deployments.payments import create_app
 from deployments.problems import BY_NAME
+from tests.contract.documents import references
 from tests.deployments.offline import offline_services
 
 CALLS = {
@@ -32,18 +31,6 @@ async def fetch(tmp_path: Path, path: str) -> httpx.Response:
     app = create_app(offline_services(ensure_keys(tmp_path)))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://razao") as client:
         return await client.get(path)
-
-
-def references(value: Any) -> Iterator[str]:
-    """Every $ref."""
-    if isinstance(value, dict):
-        if "$ref" in value:
-            yield value["$ref"]
-        for inner in value.values():
-            yield from references(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from references(inner)
 
 
 async def test_every_call_is_described_with_its_problems(tmp_path: Path) -> None:

@@ -14,8 +14,7 @@ import pytest
 
 from cluster.data import DataDirectory
 from tests.engine import Engine
-from tests.faults.load import Load
-from tests.faults.test_kills import ANSWERS, kill, replaced, role, shard, under_load
+from tests.faults.test_kills import die_at, die_whole, kill, replaced, role, shard, under_load
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(420)]
 
@@ -99,29 +98,10 @@ async def test_a_killed_shard_loses_no_acknowledged_transfer(engine: Engine) -> 
 
 @pytest.mark.parametrize("point", ["debit-durable", "leg-durable"])
 async def test_a_shard_killed_in_the_middle_of_a_cross_shard_transfer_finishes_it(engine: Engine, point: str) -> None:
-    armed = Path(engine.environment["RAZAO_FAILPOINTS"]) / point
-    async with under_load(engine, SEED + 3) as load:
-        armed.touch()
-        async with asyncio.timeout(60):
-            while armed.exists():  # noqa: ASYNC110 - another process removes it as it dies
-                await asyncio.sleep(0.05)
-        await load.at_least(ANSWERS)
-    engine.verify()
+    await die_at(engine, point, SEED + 3)
 
 
 async def test_an_engine_killed_whole_with_its_broker_starts_again_with_every_acknowledged_centavo(
     engine: Engine,
 ) -> None:
-    load = Load(engine.url, engine.token(), SEED + 4)
-    await load.open_accounts(12)
-    running = asyncio.create_task(load.run())
-    await load.at_least(ANSWERS)
-    await asyncio.to_thread(engine.kill_everything)
-    load.stop()
-    await running
-    await asyncio.to_thread(engine.start)
-    load.url = engine.url
-    counts = await load.reckon()
-    print(f"{dict(load.statuses)} -> {counts}")
-    assert counts["settled"] >= ANSWERS
-    engine.verify()
+    await die_whole(engine, SEED + 4)

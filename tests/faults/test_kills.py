@@ -79,6 +79,35 @@ def shard(engine: Engine, name: str) -> Callable[[], int | None]:
     return find
 
 
+async def die_at(engine: Engine, point: str, seed: int) -> None:
+    """Under load a shard dies at a fail point; what it was at is finished, and the books are right."""
+    armed = Path(engine.environment["RAZAO_FAILPOINTS"]) / point
+    async with under_load(engine, seed) as load:
+        armed.touch()
+        async with asyncio.timeout(60):
+            while armed.exists():  # noqa: ASYNC110 - another process removes it as it dies
+                await asyncio.sleep(0.05)
+        await load.at_least(ANSWERS)
+    engine.verify()
+
+
+async def die_whole(engine: Engine, seed: int) -> None:
+    """Under load everything dies at once and is started again; every answer holds, and the books are right."""
+    load = Load(engine.url, engine.token(), seed)
+    await load.open_accounts(12)
+    running = asyncio.create_task(load.run())
+    await load.at_least(ANSWERS)
+    await asyncio.to_thread(engine.kill_everything)
+    load.stop()
+    await running
+    await asyncio.to_thread(engine.start)
+    load.url = engine.url
+    counts = await load.reckon()
+    print(f"seed {seed}: {dict(load.statuses)} -> {counts}")
+    assert counts["settled"] >= ANSWERS
+    engine.verify()
+
+
 async def test_a_killed_shard_loses_no_acknowledged_transfer(engine: Engine) -> None:
     async with under_load(engine, SEED) as load:
         for name in ("shard-000", "shard-001"):
@@ -161,14 +190,7 @@ async def test_a_stopped_shard_is_replaced_and_does_no_harm_when_it_goes_on(engi
     ],
 )
 async def test_a_shard_killed_in_the_middle_of_a_cross_shard_transfer_finishes_it(engine: Engine, point: str) -> None:
-    armed = Path(engine.environment["RAZAO_FAILPOINTS"]) / point
-    async with under_load(engine, SEED + 6) as load:
-        armed.touch()
-        async with asyncio.timeout(60):
-            while armed.exists():  # noqa: ASYNC110 - another process removes it as it dies
-                await asyncio.sleep(0.05)
-        await load.at_least(ANSWERS)
-    engine.verify()
+    await die_at(engine, point, SEED + 6)
 
 
 async def test_a_rolling_update_under_load_loses_no_request(engine: Engine) -> None:
@@ -184,17 +206,4 @@ async def test_a_rolling_update_under_load_loses_no_request(engine: Engine) -> N
 
 
 async def test_an_engine_killed_whole_starts_again_with_every_acknowledged_centavo(engine: Engine) -> None:
-    load = Load(engine.url, engine.token(), SEED + 7)
-    await load.open_accounts(12)
-    running = asyncio.create_task(load.run())
-    await load.at_least(ANSWERS)
-    killing = asyncio.to_thread(engine.kill_everything)
-    await killing
-    load.stop()
-    await running
-    await asyncio.to_thread(engine.start)
-    load.url = engine.url
-    counts = await load.reckon()
-    print(f"{dict(load.statuses)} -> {counts}")
-    assert counts["settled"] >= ANSWERS
-    engine.verify()
+    await die_whole(engine, SEED + 7)

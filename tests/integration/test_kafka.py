@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,10 +16,11 @@ from aiokafka import AIOKafkaConsumer
 from cluster.data import DataDirectory
 from cluster.journals import kafka_address, open_journal
 from cluster.plan import Plan
-from cluster.processes import alive, free_ports, owned
+from cluster.processes import alive, owned
 from cluster.services.kafka import KafkaServer
 from cluster.settings import KafkaSecurity, Settings
 from storage.journal import JournalError
+from tests.conftest import free_port, running
 from tests.engine import RAZAO, Engine
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
@@ -98,14 +97,8 @@ async def until_told(settings: Settings) -> None:
 @pytest.fixture
 def cluster() -> Iterator[KafkaServer]:
     """Somebody else's broker, behind SCRAM and TLS."""
-    directory = Path(tempfile.mkdtemp(prefix="rz-"))
-    server = KafkaServer(directory, free_ports(1)[0], secure=True)
-    try:
-        server.start()
+    with running(lambda place: KafkaServer(place, free_port(), secure=True)) as server:
         yield server
-    finally:
-        server.stop()
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def test_an_existing_cluster_is_used_and_no_two_ledgers_share_a_topic(cluster: KafkaServer, tmp_path: Path) -> None:

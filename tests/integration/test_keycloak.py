@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -12,8 +10,8 @@ from typing import Any, Final
 import httpx
 import pytest
 
-from cluster.processes import free_ports
 from cluster.services.keycloak import KeycloakServer
+from tests.conftest import free_port, running
 from tests.deployments.identity_house import CPF
 from tests.engine import Engine
 
@@ -59,16 +57,14 @@ REALM: Final = {
 @pytest.fixture(scope="module")
 def keycloak() -> Iterator[KeycloakServer]:
     """One with the realm `bank`."""
-    directory = Path(tempfile.mkdtemp(prefix="rz-"))
-    (directory / "realms").mkdir()
-    (directory / "realms" / "bank.json").write_text(json.dumps(REALM))
-    server = KeycloakServer(directory / "keycloak", free_ports(1)[0], realms=directory / "realms")
-    try:
-        server.start()
+
+    def with_realm(place: Path) -> KeycloakServer:
+        (place / "realms").mkdir()
+        (place / "realms" / "bank.json").write_text(json.dumps(REALM))
+        return KeycloakServer(place / "keycloak", free_port(), realms=place / "realms")
+
+    with running(with_realm) as server:
         yield server
-    finally:
-        server.stop()
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

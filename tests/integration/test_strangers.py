@@ -6,8 +6,6 @@ The broker is somebody else's, behind SCRAM and TLS, so the program also enters 
 from __future__ import annotations
 
 import random
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +15,6 @@ import httpx
 import pytest
 
 from cluster.demo import invented_cpf
-from cluster.processes import free_ports
 from cluster.services.kafka import KafkaServer
 from storage import ids
 from storage.events import SLOTS
@@ -25,6 +22,7 @@ from storage.journal import Fenced, Stored
 from storage.journal.kafka import TOPIC, KafkaJournal
 from storage.journal.kafka_client import KafkaAddress
 from storage.record import encode_open
+from tests.conftest import free_port, running
 from tests.engine import Engine
 from tests.integration.strangers.balances import Balances, Found
 
@@ -36,14 +34,8 @@ FUNDS = 100_000
 
 @pytest.fixture
 def broker() -> Iterator[KafkaServer]:
-    directory = Path(tempfile.mkdtemp(prefix="rz-"))
-    server = KafkaServer(directory, free_ports(1)[0], secure=True)
-    try:
-        server.start()
+    with running(lambda place: KafkaServer(place, free_port(), secure=True)) as server:
         yield server
-    finally:
-        server.stop()
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _java_client(broker: KafkaServer) -> dict[str, str]:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -27,7 +25,7 @@ from storage.journal.kafka import KafkaJournal
 from storage.journal.kafka_client import KafkaAddress, TopicClient
 from storage.journal.kafka_topic import RECORD_BYTES_MAX, TopicSettings
 from storage.record import Reader
-from tests.conftest import free_port
+from tests.conftest import free_port, running
 from tests.contract.kafka_bench import KafkaBench, kafka_bench
 from tests.contract.test_journal import KEY, Author, amounts, opened, stored, until, valid
 
@@ -48,14 +46,8 @@ async def journal(bench: KafkaBench) -> KafkaJournal:
 @pytest.fixture(scope="module")
 def server() -> Iterator[KafkaServer]:
     """A broker for tests that kill or stop it; each leaves it running."""
-    directory = Path(tempfile.mkdtemp(prefix="rz-"))
-    server = KafkaServer(directory, free_port(), heap_mb=256)
-    try:
-        server.start()
+    with running(lambda place: KafkaServer(place, free_port(), heap_mb=256)) as server:
         yield server
-    finally:
-        server.stop()
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 @asynccontextmanager
@@ -332,14 +324,8 @@ async def test_a_broker_that_hangs_leaves_an_append_unknown_and_everything_else_
 @pytest.fixture(scope="module")
 def secure_server() -> Iterator[KafkaServer]:
     """A broker behind SCRAM and TLS."""
-    directory = Path(tempfile.mkdtemp(prefix="rz-"))
-    server = KafkaServer(directory, free_port(), secure=True, heap_mb=256)
-    try:
-        server.start()
+    with running(lambda place: KafkaServer(place, free_port(), secure=True, heap_mb=256)) as server:
         yield server
-    finally:
-        server.stop()
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture
