@@ -22,9 +22,10 @@ from deployments.identity_services import Lifetimes
 from deployments.identity_signing import make_key
 from deployments.problems import ProblemError
 from storage import identity
-from storage.identity import OPERATOR, UsernameTaken, Users, canonical_username, derived_key, digest
+from storage.identity import OPERATOR, UsernameTaken, Users, canonical_username, digest
 from storage.identity_clients import Clients
 from storage.identity_keys import SigningKeys
+from storage.references import derived_key
 
 ADMINISTRATOR: Final = "admin"
 PUBLISHED: Final = timedelta(seconds=30)

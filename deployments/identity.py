@@ -7,7 +7,6 @@ around it as middleware, the same as around payments.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Final
 
 import asyncpg
@@ -22,8 +21,9 @@ from deployments.identity_routes import INTRODUCTION, api_operations
 from deployments.identity_schema import Health
 from deployments.identity_services import Services
 from deployments.openapi import Operation, docs_page, document, razao_version
-from deployments.problems import UNAVAILABLE, ProblemError, paragraphs, unserved
+from deployments.problems import UNAVAILABLE, ProblemError, paragraphs
 from deployments.request import JSON, Answer, json_answer
+from deployments.routes import Routes
 
 __all__ = ["HEALTH", "Identity", "Services", "create_app"]
 
@@ -58,32 +58,19 @@ class Identity:
     def __init__(self, services: Services) -> None:
         self._services = services
         self.operations = (*api_operations(), *self._own_operations())
-        self._exact = {(o.method, o.path): o for o in self.operations if "{" not in o.path}
-        self._delete_key = next(o for o in self.operations if "{" in o.path)
+        self._routes = Routes(self.operations)
         self._openapi = json.dumps(document(TITLE, razao_version(), INTRODUCTION, self.operations), indent=1).encode()
         self._docs = docs_page(TITLE, paragraphs(INTRODUCTION), self.operations)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        operation, path = self._find(scope["method"], scope["path"])
+        operation, path = self._routes.find(scope["method"], scope["path"])
         answer: Answer = await operation.handler(Call(self._services, scope, receive, path))
         headers = list(answer.headers)
         if answer.status != 204:
             headers.append((b"content-length", b"%d" % len(answer.body)))
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else answer.body})
-
-    def _find(self, method: str, path: str) -> tuple[Operation, Mapping[str, str]]:
-        wanted = "GET" if method == "HEAD" else method
-        if (found := self._exact.get((wanted, path))) is not None:
-            return found, {}
-        allowed = {known for known, its in self._exact if its == path}
-        key = path[len(_KEYS) :]
-        if path.startswith(_KEYS) and key and "/" not in key:
-            if method == self._delete_key.method:
-                return self._delete_key, {"id": key}
-            allowed.add(self._delete_key.method)
-        raise unserved(allowed)
 
     def _own_operations(self) -> tuple[Operation, ...]:
         return (

@@ -44,9 +44,10 @@ from deployments.problems import (
 )
 from deployments.request import JSON, Answer, json_answer
 from deployments.tax_id import read_tax_id
-from storage.identity import User, UsernameTaken, canonical_username, person_reference
+from storage.identity import User, UsernameTaken, canonical_username
 from storage.identity_clients import Client
 from storage.identity_grants import Family
+from storage.references import person_reference
 
 NO_STORE: Final = [JSON, (b"cache-control", b"no-store")]
 KEYS_MAX: Final = 50

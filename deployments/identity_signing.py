@@ -17,8 +17,8 @@ from joserfc import jwe
 from joserfc.jwk import KeySet, OctKey, RSAKey
 
 from deployments.auth.tokens import KeysUnavailable
-from storage.identity import derived_key
 from storage.identity_keys import SigningKey, SigningKeys
+from storage.references import derived_key
 
 ALGORITHM = "RS256"
 _BITS = 2048

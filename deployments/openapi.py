@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -59,7 +59,7 @@ class Operation:
     summary: str
     description: str
     handler: Callable[[Any], Awaitable[Any]]
-    scope: str | None = None  # what the token must carry; None = public
+    scope: str | None = None  # what the token must carry; empty: nothing in particular; None: public
     request: type | None = None
     response: type | None = None
     status: int = 200
@@ -78,14 +78,34 @@ class Operation:
         return [*self.problems, *(problem for problem in shared if problem not in self.problems)]
 
 
-def document(title: str, version: str, description: str, operations: Sequence[Operation]) -> dict[str, Any]:
+class Security(NamedTuple):
+    """How calls are entered: the name of the scheme, its OpenAPI object, and the header as curl is given it."""
+
+    name: str
+    scheme: Mapping[str, Any]
+    curl: str
+
+
+BEARER: Final = Security(
+    "token",
+    {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "A signed JWT."},
+    '-H "Authorization: Bearer $TOKEN"',
+)
+BASIC: Final = Security(
+    "password", {"type": "http", "scheme": "basic", "description": "User and password."}, '-u "$USER_NAME:$PASSWORD"'
+)
+
+
+def document(
+    title: str, version: str, description: str, operations: Sequence[Operation], security: Security = BEARER
+) -> dict[str, Any]:
     """The OpenAPI 3.1 document of a table of calls."""
     types = sorted({t for o in operations for t in (o.request, o.response) if t is not None}, key=lambda t: t.__name__)
     _, components = msgspec.json.schema_components(types, ref_template=_REF)
     components["Problem"] = _PROBLEM
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, security)
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": version, "description": description, "license": {"name": "Apache-2.0"}},
@@ -93,9 +113,7 @@ def document(title: str, version: str, description: str, operations: Sequence[Op
         "paths": paths,
         "components": {
             "schemas": dict(sorted(components.items())),
-            "securitySchemes": {
-                "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "A signed JWT."}
-            },
+            "securitySchemes": {security.name: dict(security.scheme)},
         },
     }
 
@@ -119,13 +137,13 @@ _PROBLEM: Final[dict[str, Any]] = {
 }
 
 
-def _operation(operation: Operation) -> dict[str, Any]:
+def _operation(operation: Operation, security: Security) -> dict[str, Any]:
     described: dict[str, Any] = {
         "operationId": operation.name,
         "summary": operation.summary,
         "description": operation.description,
         "responses": _responses(operation),
-        "security": [] if operation.scope is None else [{"token": [operation.scope]}],
+        "security": [] if operation.scope is None else [{security.name: [operation.scope] if operation.scope else []}],
     }
     if operation.parameters:
         described["parameters"] = [parameter.document() for parameter in operation.parameters]
@@ -177,16 +195,16 @@ def razao_version() -> str:
         return "0"
 
 
-def docs_page(title: str, introduction: str, operations: Sequence[Operation]) -> bytes:
+def docs_page(title: str, introduction: str, operations: Sequence[Operation], security: Security = BEARER) -> bytes:
     """A readable page of all calls, with fields, examples and problems; it needs nothing from elsewhere."""
-    described = document(title, "", "", operations)
+    described = document(title, "", "", operations, security)
     schemas = described["components"]["schemas"]
     index = "".join(
         f"<tr><td><a href='#{o.name}'><code>{o.method} {escape(o.path)}</code></a><td>{escape(o.summary)}"
-        f"<td>{f'<code>{o.scope}</code>' if o.scope else 'public'}"
+        f"<td>{'public' if o.scope is None else f'<code>{o.scope or security.name}</code>'}"
         for o in operations
     )
-    calls = "".join(_call_section(operation, schemas) for operation in operations)
+    calls = "".join(_call_section(operation, schemas, security) for operation in operations)
     return html_page(
         title,
         f"<h1>{escape(title)}</h1>{introduction}<h2>Calls</h2><table><tr><th>call<th>what it "
@@ -195,7 +213,7 @@ def docs_page(title: str, introduction: str, operations: Sequence[Operation]) ->
     )
 
 
-def _call_section(operation: Operation, schemas: dict[str, Any]) -> str:
+def _call_section(operation: Operation, schemas: dict[str, Any], security: Security) -> str:
     parts = [
         f"<h2 id='{operation.name}'><code>{operation.method} {escape(operation.path)}</code></h2>",
         f"<p><b>{escape(operation.summary)}.</b> {prose(operation.description)}</p>",
@@ -207,10 +225,8 @@ def _call_section(operation: Operation, schemas: dict[str, Any]) -> str:
         )
         parts.append(f"<table><tr><th>parameter<th>in<th>meaning{rows}</table>")
     if operation.request is not None:
-        name = operation.request.__name__
-        parts.append(
-            f"<h3>Body</h3>{_fields(name, schemas)}<pre><code>{escape(_curl(operation, schemas))}</code></pre>"
-        )
+        fields = _fields(operation.request.__name__, schemas)
+        parts.append(f"<h3>Body</h3>{fields}<pre><code>{escape(_curl(operation, schemas, security))}</code></pre>")
     if operation.response is not None:
         name = operation.response.__name__
         example = _pretty(_example({"$ref": _REF.format(name=name)}, schemas))
@@ -229,14 +245,14 @@ def _pretty(value: object) -> str:
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
 
 
-def _curl(operation: Operation, schemas: dict[str, Any]) -> str:
+def _curl(operation: Operation, schemas: dict[str, Any], security: Security) -> str:
     assert operation.request is not None  # noqa: S101
     schema = schemas[operation.request.__name__]
     required = schema.get("required", [])
     body = {name: _example(schema["properties"][name], schemas) for name in required}
     data = msgspec.json.encode(body).decode()
     return (
-        f'curl -X {operation.method} "$RAZAO{operation.path}" \\\n  -H "Authorization: Bearer $TOKEN" \\\n'
+        f'curl -X {operation.method} "$RAZAO{operation.path}" \\\n  {security.curl} \\\n'
         f"  -H 'Content-Type: application/json' \\\n  -d '{data}'"
     )
 

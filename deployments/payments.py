@@ -1,7 +1,7 @@
 """The payments application: one ASGI app over a shard client, the query store and the registry of owners.
 
-`OPERATIONS` is the table of its calls. The edge, the gateway's secret and the tokens stand around it as middleware. The
-hot calls are found by one look into a dictionary, the others by Starlette's routes; no call pays for a Request object.
+`payments_routes.py` has the table of its calls. The edge, the gateway's secret and the tokens stand around it as
+middleware.
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import asyncpg
-from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from actors.shard_client import ShardStats, ShardUnavailable
@@ -39,9 +37,9 @@ from deployments.problems import (
     paragraphs,
     problem_page,
     problems_page,
-    unserved,
 )
 from deployments.request import Answer, json_answer
+from deployments.routes import Routes
 
 __all__ = ["Services", "create_app"]
 
@@ -94,11 +92,7 @@ class Payments:
         self._health: tuple[float, Health | ProblemError] | None = None
         self._asking: asyncio.Task[Health | ProblemError] | None = None
         self.operations = (*api_operations(), *self._own_operations())
-        self._hot = {(o.method, o.path): o for o in self.operations if "{" not in o.path}
-        self._balance = next(o for o in self.operations if o.path == "/v1/accounts/{id}/balance")
-        self._routes = [
-            (Route(o.path, _no_endpoint, methods=[o.method], name=o.name), o) for o in self.operations if "{" in o.path
-        ]
+        self._routes = Routes(self.operations)
         self._openapi = json.dumps(
             document(TITLE, razao_version(), INTRODUCTION, self.operations), ensure_ascii=False, indent=1
         ).encode()
@@ -109,7 +103,7 @@ class Payments:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        operation, path = self._find(scope)
+        operation, path = self._routes.find(scope["method"], scope["path"])
         answer: Answer | EventStream = await operation.handler(Call(self._services, scope, receive, path))
         if isinstance(answer, EventStream):
             await answer.answer(receive, send, head=scope["method"] == "HEAD")
@@ -118,29 +112,6 @@ class Payments:
         answer.headers.append((b"content-length", b"%d" % len(body)))
         await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
-
-    def _find(self, scope: Scope) -> tuple[Operation, Mapping[str, str]]:
-        method, path = scope["method"], scope["path"]
-        if method == "HEAD":
-            method = "GET"
-        operation = self._hot.get((method, path))
-        if operation is not None:
-            return operation, {}
-        if method == "GET" and path.startswith("/v1/accounts/") and path.endswith("/balance"):
-            account = path[13:-8]
-            if account and "/" not in account:
-                return self._balance, {"id": account}
-        return self._find_route({**scope, "method": method}, path)
-
-    def _find_route(self, scope: Scope, path: str) -> tuple[Operation, Mapping[str, str]]:
-        allowed = {method for method, known in self._hot if known == path}
-        for route, operation in self._routes:
-            match, found = route.matches(scope)
-            if match is Match.FULL:
-                return operation, found["path_params"]
-            if match is Match.PARTIAL:
-                allowed.add(operation.method)
-        raise unserved(allowed)
 
     # -- health and pages ---------------------------------------------------------------------------------------------
 
@@ -224,10 +195,6 @@ async def _get_problem(call: Call) -> Answer:
     if problem is None:
         raise ProblemError(NOT_FOUND, "There is no problem of this name")
     return Answer(200, problem_page(problem), list(_PAGE_HEADERS))
-
-
-async def _no_endpoint(_: Any) -> Any:
-    raise AssertionError("routes are matched, not called")
 
 
 def _introduction_html() -> str:

@@ -63,20 +63,9 @@ class User:
     created_at: datetime
 
 
-def derived_key(ledger_key: bytes, purpose: bytes) -> bytes:
-    """32 bytes for one purpose of at most 16 bytes, from the ledger's key."""
-    return blake2b(b"", digest_size=32, key=ledger_key, person=purpose).digest()
-
-
 def digest(key: bytes, secret: str) -> bytes:
     """What is kept of a random secret, or of what a bucket counts. Fast, so not for what people make up."""
     return blake2b(secret.encode("utf-8", "surrogatepass"), digest_size=32, key=key, person=b"razao.secret").digest()
-
-
-def person_reference(key: bytes, tax_id: str) -> bytes:
-    """The 16 bytes that stand for a tax id (digits and letters only): nobody without the key can try ids until one
-    fits."""
-    return blake2b(tax_id.encode(), digest_size=16, key=key, person=b"razao.person").digest()
 
 
 def canonical_username(given: str) -> str:

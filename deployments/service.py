@@ -1,0 +1,159 @@
+"""A small application around a table of calls: finds the call, answers it, and describes itself.
+
+What each of the data services has besides its own calls stands here once: `<prefix>/openapi.json`, `<prefix>/docs`,
+`<prefix>/healthz`, and the pages of the problem types, since a service behind a door of its own has to serve the
+addresses that its refusals name. The middleware around it is each service's own business.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from deployments.openapi import BEARER, Operation, Security, docs_page, document, razao_version
+from deployments.problems import (
+    BY_NAME,
+    NOT_FOUND,
+    UNAVAILABLE,
+    ProblemError,
+    paragraphs,
+    problem_page,
+    problems_page,
+)
+from deployments.request import JSON, Answer, Header, Request, json_answer
+from deployments.routes import Routes
+
+PAGE: Final[tuple[Header, ...]] = (
+    (b"content-type", b"text/html; charset=utf-8"),
+    (b"cache-control", b"public, max-age=300"),
+    (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'"),
+    (b"x-content-type-options", b"nosniff"),
+)
+
+
+class Health(msgspec.Struct):
+    """Whether the service can answer."""
+
+    status: str
+
+
+class Chunks(NamedTuple):
+    """An answer whose body comes in pieces, its length unknown beforehand."""
+
+    status: int
+    chunks: AsyncIterator[bytes]
+    headers: list[Header]
+
+
+class Service:
+    """ASGI around `operations`. Their handlers take what `call` makes of a request, and return an Answer or Chunks."""
+
+    def __init__(
+        self,
+        title: str,
+        prefix: str,
+        introduction: str,
+        operations: Sequence[Operation],
+        *,
+        call: Callable[[Scope, Receive, Mapping[str, str]], Request],
+        check_health: Callable[[], Awaitable[None]],
+        security: Security = BEARER,
+    ) -> None:
+        """Make it.
+
+        Args:
+            title: of its documents.
+            prefix: of its paths, such as `/vault/v1`.
+            introduction: its documents' first words; paragraphs, `code` in back-ticks.
+            operations: its calls.
+            call: makes a request of its own out of scope, receive and the path's parameter.
+            check_health: raises when the service cannot answer now.
+            security: how its calls are entered.
+        """
+        self._call = call
+        self._check_health = check_health
+        self.operations = (*operations, *self._own_operations(prefix))
+        self._routes = Routes((*self.operations, *self._problem_pages()))
+        described = document(title, razao_version(), introduction, self.operations, security)
+        self._openapi = json.dumps(described, ensure_ascii=False, indent=1).encode()
+        self._docs = docs_page(title, paragraphs(introduction), self.operations, security)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        operation, path = self._routes.find(scope["method"], scope["path"])
+        scope["razao.operation"] = operation
+        answer: Answer | Chunks = await operation.handler(self._call(scope, receive, path))
+        head = scope["method"] == "HEAD"
+        if isinstance(answer, Chunks):
+            await _send_chunks(answer, send, head=head)
+            return
+        headers = list(answer.headers)
+        if answer.status != 204:
+            headers.append((b"content-length", b"%d" % len(answer.body)))
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if head else answer.body})
+
+    def _own_operations(self, prefix: str) -> tuple[Operation, ...]:
+        html = ("text/html",)
+        return (
+            Operation(
+                "GET", f"{prefix}/healthz", "health", "Whether the service can answer", "", self._get_health,
+                response=Health, problems=(UNAVAILABLE,),
+            ),
+            Operation(
+                "GET", f"{prefix}/openapi.json", "openapi", "This contract as OpenAPI 3.1", "", self._get_openapi
+            ),
+            Operation(
+                "GET", f"{prefix}/docs", "docs", "This contract for people", "", self._get_docs, media_types=html
+            ),
+        )  # fmt: skip
+
+    def _problem_pages(self) -> tuple[Operation, ...]:
+        html = ("text/html",)
+        return (
+            Operation("GET", "/problems", "problems", "All problem types", "", _get_problems, media_types=html),
+            Operation("GET", "/problems/{name}", "problem", "One problem type", "", _get_problem, media_types=html),
+        )
+
+    async def _get_health(self, _: Request) -> Answer:
+        await self._check_health()
+        return json_answer(200, Health("ok"))
+
+    async def _get_openapi(self, _: Request) -> Answer:
+        return Answer(200, self._openapi, [JSON, PAGE[1]])
+
+    async def _get_docs(self, _: Request) -> Answer:
+        return Answer(200, self._docs, list(PAGE))
+
+
+def public_paths(prefix: str) -> Callable[[str], bool]:
+    """What anybody may see of a service: its documents, its health, the problem pages."""
+    paths = frozenset({f"{prefix}/healthz", f"{prefix}/openapi.json", f"{prefix}/docs", "/problems"})
+    return lambda path: path in paths or path.startswith("/problems/")
+
+
+async def _send_chunks(answer: Chunks, send: Send, *, head: bool) -> None:
+    try:
+        await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+        if not head:
+            async for chunk in answer.chunks:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+    finally:
+        if (close := getattr(answer.chunks, "aclose", None)) is not None:
+            await close()
+
+
+async def _get_problems(_: Request) -> Answer:
+    return Answer(200, problems_page(), list(PAGE))
+
+
+async def _get_problem(call: Request) -> Answer:
+    problem = BY_NAME.get(call.path["name"])
+    if problem is None:
+        raise ProblemError(NOT_FOUND, "There is no problem of this name")
+    return Answer(200, problem_page(problem), list(PAGE))
