@@ -31,6 +31,8 @@ from loadtests.stacks import Engine, engine
 PASSWORD: Final = "um cavalo correto na pilha"
 CLIENTS: Final = 16
 STORM: Final = 8
+RATES: Final = (250, 500)
+"""Transfers a second below what two cores can do, where a storm finds room that is not a transfer's."""
 TOKENS: Final = 2000
 
 
@@ -108,11 +110,31 @@ def login_rates(stack: Engine, *, rounds: int, seconds: float) -> dict[str, Any]
         "login_failures": sum(status != 200 for status in statuses),
         "transfers": _shown(merge(quiet)),
         "transfers_under_storm": _shown(merge(under)),
+        **{f"at_{rate}_a_second": _at_rate(stack, source, names, rate, rounds, seconds) for rate in RATES},
     }
 
 
-def _transfers(stack: Engine, source: Iterator[bytes], seconds: float) -> Report:
-    return asyncio.run(run(source, host="127.0.0.1", port=stack.port, connections=CLIENTS, seconds=seconds))
+def _at_rate(
+    stack: Engine, source: Iterator[bytes], names: list[str], rate: int, rounds: int, seconds: float
+) -> dict[str, Any]:
+    """Transfers at a rate that leaves the machine room, with and without the storm."""
+    quiet: list[Report] = []
+    under: list[Report] = []
+    logins = 0
+    for _ in range(rounds):
+        quiet.append(_transfers(stack, source, seconds, rate))
+        with blowing(stack, names) as beside:
+            under.append(_transfers(stack, source, seconds, rate))
+        logins += len(beside)
+    return {
+        "transfers": _shown(merge(quiet)),
+        "under_storm": _shown(merge(under)),
+        "logins_s": round(logins / (rounds * seconds), 1),
+    }
+
+
+def _transfers(stack: Engine, source: Iterator[bytes], seconds: float, rate: float | None = None) -> Report:
+    return asyncio.run(run(source, host="127.0.0.1", port=stack.port, connections=CLIENTS, seconds=seconds, rate=rate))
 
 
 def _shown(report: Report) -> dict[str, Any]:

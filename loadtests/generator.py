@@ -177,8 +177,12 @@ class _Phase:
 class _Run:
     """What the connections of one run share: the source of requests, the current phase and the end."""
 
-    def __init__(self, source: Iterator[bytes], phases: list[_Phase], connections: int, check: Check | None) -> None:
+    def __init__(
+        self, source: Iterator[bytes], phases: list[_Phase], connections: int, check: Check | None, rate: float | None
+    ) -> None:
         self.source = source
+        self.interval_ns = 0 if rate is None else int(1e9 / rate)
+        self.due = 0  # when the next request is to be sent, if at a rate
         self.check = check
         self.pending = phases[1:]
         self.phase = phases[0]
@@ -186,7 +190,8 @@ class _Run:
         self.active = connections
         self.cpu_begun = time.process_time()
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.phase.begin(time.perf_counter_ns())
+        self.due = time.perf_counter_ns()
+        self.phase.begin(self.due)
 
     def take(self, now: int) -> bytes | None:
         """The next request to send, or None when there is nothing more to send."""
@@ -258,7 +263,20 @@ class _Connection(asyncio.Protocol):
             return
         self.phase = run.phase
         self.waiting = True
-        self.started = time.perf_counter_ns()
+        if not run.interval_ns:
+            self.write(request, time.perf_counter_ns())
+            return
+        # Late or not, its time counts from when it was due: a server that stands still must not slow the counting down.
+        due = run.due
+        run.due += run.interval_ns
+        wait_s = (due - time.perf_counter_ns()) / 1e9
+        if wait_s > 0:
+            asyncio.get_running_loop().call_later(wait_s, self.write, request, due)
+        else:
+            self.write(request, due)
+
+    def write(self, request: bytes, started: int) -> None:
+        self.started = started
         self.transport.write(request)
 
     def data_received(self, data: bytes) -> None:
@@ -415,8 +433,12 @@ async def run(
     warm_up_seconds: float = 0.0,
     check: Check | None = None,
     drain_seconds: float = 30.0,
+    rate: float | None = None,
 ) -> Report:
     """Send what `source` yields over `connections` keep-alive connections; returns what came back.
+
+    Each connection sends its next request when the last was answered, or when its turn comes at `rate` requests a
+    second in all; then a latency counts from the moment when the request was due.
 
     Ends after `requests` answers or after `seconds`, whichever is given and comes first, or when `source` is exhausted.
     Every request is tallied in the phase in which it was sent. After the end, answers on their way are waited for up to
@@ -428,7 +450,7 @@ async def run(
     phases = [_Phase(requests, seconds)]
     if warm_up_requests or warm_up_seconds:
         phases.insert(0, _Phase(warm_up_requests or None, warm_up_seconds or None))
-    run_ = _Run(iter(source), phases, connections, check)
+    run_ = _Run(iter(source), phases, connections, check, rate)
     clients = [asyncio.create_task(_client(run_, host, port)) for _ in range(connections)]
     try:
         await run_.finish(drain_seconds)

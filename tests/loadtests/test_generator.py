@@ -275,3 +275,24 @@ def test_merged_reports_have_the_percentiles_of_all_their_answers() -> None:
     assert both.percentile_ms(90) == pytest.approx(1, rel=0.01)
     assert both.percentile_ms(91) == pytest.approx(50, rel=0.01)
     assert np.array_equal(fast.counts + slow.counts, both.counts)
+
+
+async def test_at_a_rate_a_server_that_stands_still_is_late_for_all_that_was_due_meanwhile() -> None:
+    """One connection, a request every 2 ms, the first held for 200 ms: what was due behind it counts its waiting."""
+
+    async def stands_still(number: int, writer: asyncio.StreamWriter) -> None:
+        if number == 0:
+            await asyncio.sleep(0.2)
+        writer.write(plain(200))
+
+    async with serving(stands_still) as (port, _):
+        report = await run(traffic.repeat(GET), host="127.0.0.1", port=port, connections=1, requests=50, rate=500)
+    assert report.requests == 50
+    assert report.percentile_ms(50) > 100  # those sent at once behind it were due up to 98 ms after it
+
+
+async def test_a_rate_is_kept_when_the_server_can() -> None:
+    async with serving(ok) as (port, _):
+        report = await run(traffic.repeat(GET), host="127.0.0.1", port=port, connections=4, requests=50, rate=500)
+    assert report.requests == 50
+    assert report.seconds >= 49 / 500
