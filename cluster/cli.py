@@ -14,7 +14,7 @@ from rich.table import Table
 from cluster.cli_identity import clients, keys, users
 from cluster.console import Data, Json, directory_of, err, fail, out, settings_of
 from cluster.data import DataDirectory, EngineError
-from cluster.settings import JournalKind
+from cluster.settings import JournalKind, Settings
 
 if TYPE_CHECKING:
     from cluster.services.manager import State
@@ -36,6 +36,7 @@ def up(
     data: Data = None,
     port: Annotated[int | None, typer.Option(help="HTTP port; 0 picks a free one.  [default: 8000]")] = None,
     tls_port: Annotated[int | None, typer.Option(help="HTTPS port; 0: no HTTPS.  [default: 8443]")] = None,
+    vault_port: Annotated[int | None, typer.Option(help="The vault's port; 0: no vault.  [default: 8444]")] = None,
     shards: Annotated[int | None, typer.Option(help="Shards of a new ledger, a power of two.  [default: 2]")] = None,
     journal: Annotated[JournalKind | None, typer.Option(help="Where the journal lies.  [default: postgres]")] = None,
     demo: Annotated[bool, typer.Option("--demo", help="Run the demo once when ready.")] = False,
@@ -43,7 +44,9 @@ def up(
     """Start the engine and keep it running; Ctrl-C or SIGTERM stops everything that it started."""
     from cluster.supervisor import Supervisor
 
-    settings = settings_of(data=data, port=port, tls_port=tls_port, shards=shards, journal=journal)
+    settings = settings_of(
+        data=data, port=port, tls_port=tls_port, vault_port=vault_port, shards=shards, journal=journal
+    )
     try:
         supervisor = Supervisor(settings, say=lambda line: out.print(line, markup=False))
         asyncio.run(supervisor.run(on_ready=(lambda: _show_demo(supervisor.data)) if demo else None))
@@ -106,11 +109,23 @@ def _show_status(found: dict[str, Any]) -> None:
     out.print(processes)
 
 
+class Audience(StrEnum):
+    """Whom a token may be for."""
+
+    PAYMENTS = "payments"
+    VAULT = "vault"
+    SCORE = "score"
+
+
 @app.command()
 def token(
     sub: Annotated[str, typer.Option(help="Whom the token speaks for: the `sub` claim.")],
     scope: Annotated[str, typer.Option(help='Scopes, separated by blanks, such as "ledger:read ledger:write".')],
     expires_in: Annotated[int, typer.Option(min=1, help="Seconds until it expires.")] = 3600,
+    audience: Annotated[Audience, typer.Option(help="Whom it is for.")] = Audience.PAYMENTS,
+    tax_id: Annotated[
+        str | None, typer.Option(help="CPF or CNPJ of the person whom it speaks for, for what they may with their own.")
+    ] = None,
     data: Data = None,
 ) -> None:
     """Sign an access token with the embedded key and print it alone."""
@@ -131,13 +146,31 @@ def token(
             directory.keys,
             sub=sub,
             scope=scope,
-            audience=settings.token_audience,
+            audience=settings.token_audience if audience is Audience.PAYMENTS else audience,
             issuer=settings.token_issuer,
             expires_in=expires_in,
+            person=None if tax_id is None else _person(directory, settings, tax_id),
         )
     except (EngineError, ValueError) as error:
         fail(str(error), 1)
     print(signed)  # noqa: T201 - the token alone, without a terminal's wrapping
+
+
+def _person(directory: DataDirectory, settings: Settings, tax_id: str) -> str:
+    """The claim that ties a token to a tax id.
+
+    Raises:
+        EngineError: it is no CPF or CNPJ.
+    """
+    from deployments.problems import ProblemError
+    from deployments.tax_id import read_tax_id
+    from storage.references import person_reference
+
+    try:
+        plain = read_tax_id(tax_id, "--tax-id", repeated=settings.repeated_tax_ids)
+    except ProblemError as error:
+        raise EngineError(error.detail) from None
+    return person_reference(bytes.fromhex(directory.secrets().ledger_key), plain).hex()
 
 
 @app.command()

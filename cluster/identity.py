@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import uuid
+from base64 import urlsafe_b64encode
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -17,7 +18,7 @@ from cluster.data import EngineError
 from deployments.identity_accounts import read_username
 from deployments.identity_oauth import CODE_GRANT, CREDENTIALS_GRANT, REFRESH_GRANT, new_secret
 from deployments.identity_passwords import Passwords, check_password
-from deployments.identity_roles import DELEGABLE, FIRST_PARTY, LEDGER, OPENID, SELF, Role, in_order
+from deployments.identity_roles import DELEGABLE, FIRST_PARTY, OF_ROLE, OPENID, SELF, Role, in_order
 from deployments.identity_services import Lifetimes
 from deployments.identity_signing import make_key
 from deployments.problems import ProblemError
@@ -35,6 +36,17 @@ _LONGEST: Final = Lifetimes(access_s=900).access
 """Here nobody knows what life the running application gives its tokens: no longer than this."""
 
 
+SCORE_CLIENT: Final = "razao-score"
+"""The client by which the score asks the vault for debts, under a grant like everybody else's."""
+_USUAL: Final = frozenset({"ledger:read", "ledger:write"})
+"""What a client may that names no scopes."""
+
+
+def score_client_secret(ledger_key: bytes) -> str:
+    """The secret of `SCORE_CLIENT`: whoever has the ledger's key can tell it, so it is kept nowhere."""
+    return f"rzs_{urlsafe_b64encode(derived_key(ledger_key, b'razao.score-svc')).decode().rstrip('=')}"
+
+
 def secret_key(ledger_key: bytes) -> bytes:
     """The key of the hashes of secrets."""
     return derived_key(ledger_key, b"razao.identity")
@@ -45,10 +57,13 @@ async def prepare(pool: asyncpg.Pool[asyncpg.Record], ledger_key: bytes, *, say:
     await identity.create(pool)
     await SigningKeys(pool).ensure(partial(make_key, ledger_key), OPERATOR)
     life = _LONGEST
-    scopes = sorted(frozenset().union(*LEDGER.values()) | OPENID | {SELF})
-    await Clients(pool, access_life=life).add(
-        FIRST_PARTY, "Razao", secret=None, grants=[REFRESH_GRANT], scopes=scopes, by=OPERATOR
-    )
+    scopes = sorted(frozenset().union(*OF_ROLE.values()) | OPENID | {SELF})
+    clients = Clients(pool, access_life=life)
+    await clients.ensure(FIRST_PARTY, "Razao", secret=None, grants=[REFRESH_GRANT], scopes=scopes, by=OPERATOR)
+    await clients.ensure(
+        SCORE_CLIENT, "Razao's score", secret=digest(secret_key(ledger_key), score_client_secret(ledger_key)),
+        grants=[CREDENTIALS_GRANT], scopes=["vault:read:debts"], role=Role.SERVICE, by=OPERATOR,
+    )  # fmt: skip
     users = Users(pool, access_life=life)
     if not await users.have_role(Role.ADMINISTRATOR):
         password = "-".join(secrets.token_hex(3) for _ in range(4))
@@ -117,8 +132,8 @@ async def add_client(
         check_redirect_uri(uri, public=public)
     if public and not redirect_uris:
         raise EngineError("a client without redirect URIs is a system, and a system has a secret")
-    allowed = (DELEGABLE | OPENID) if redirect_uris else LEDGER[Role.SERVICE]
-    wanted = frozenset(scopes) or (LEDGER[Role.PERSON] | OPENID if redirect_uris else LEDGER[Role.PERSON])
+    allowed = (DELEGABLE | OPENID) if redirect_uris else OF_ROLE[Role.SERVICE]
+    wanted = frozenset(scopes) or (_USUAL | OPENID if redirect_uris else _USUAL)
     if not wanted <= allowed:
         raise EngineError(f"unknown scopes: {in_order(wanted - allowed)}; there are {in_order(allowed)}")
     secret = None if public else new_secret("rzs")

@@ -16,6 +16,7 @@ from deployments.auth.issuers import Issuers, OwnTokens, Verifier
 from deployments.auth.tokens import ACCESS_TOKEN, KeyAddress, KeyFile, TokenVerifier
 from deployments.identity import create_app
 from deployments.identity_passwords import Passwords
+from deployments.identity_roles import PAYMENTS
 from deployments.identity_services import Lifetimes, Services
 from deployments.identity_signing import Signer, StoredKeys
 from deployments.serving import Application, Spec
@@ -40,16 +41,10 @@ class Trust:
     """Who verifies tokens in this process, and what has to be closed with it."""
 
     def __init__(self, plan: Plan, pool: asyncpg.Pool[asyncpg.Record]) -> None:
-        settings = plan.settings
-        self._own_keys = TokenVerifier(
-            StoredKeys(SigningKeys(pool)),
-            issuer=plan.public_url,
-            audience=settings.token_audience,
-            types=ACCESS_TOKEN,
-        )
-        self._follower = Follower(plan.dsn, on_keys=self._own_keys.refresh)
-        self.own = OwnTokens(self._own_keys, self._follower)
         self._plan = plan
+        self._keys = StoredKeys(SigningKeys(pool))
+        self._verifiers: list[TokenVerifier] = []
+        self._follower = Follower(plan.dsn, on_keys=self._keys_changed)
 
     async def start(self) -> None:
         """Read keys and revocations, and follow them."""
@@ -59,19 +54,27 @@ class Trust:
         """Stop following."""
         await self._follower.close()
 
-    def verifier(self) -> Issuers:
-        """Our own tokens, those of the embedded key or of a configured key set, and those of outside providers."""
+    def verifier(self, audience: str = PAYMENTS) -> Issuers:
+        """Our own tokens, those of the embedded key or of a configured key set, and those of outside providers.
+
+        `audience`: payments, vault or score. A token for another one is refused, whoever has issued it.
+        """
         settings = self._plan.settings
-        verifiers: dict[str, Verifier] = {self._plan.public_url: self.own}
+        named, tier = (settings.token_audience, None) if audience == PAYMENTS else (audience, audience)
+        own = TokenVerifier(self._keys, issuer=self._plan.public_url, audience=named, types=ACCESS_TOKEN)
+        self._verifiers.append(own)
+        verifiers: dict[str, Verifier] = {self._plan.public_url: OwnTokens(own, self._follower)}
         if settings.jwks is not None or settings.trusts_embedded_key:
             jwks = self._plan.jwks
             source = KeyAddress(jwks) if jwks.startswith(("http://", "https://")) else KeyFile(Path(jwks))
-            verifiers[settings.token_issuer] = TokenVerifier(
-                source, issuer=settings.token_issuer, audience=settings.token_audience
-            )
-        for one in settings.oidc_issuers:
-            verifiers[one.issuer] = one.provider().verifier()
+            verifiers[settings.token_issuer] = TokenVerifier(source, issuer=settings.token_issuer, audience=named)
+        outside = (one.provider() for one in settings.oidc_issuers)
+        verifiers |= {one.issuer: one.verifier(tier) for one in outside if one.opens(tier)}
         return Issuers(verifiers)
+
+    async def _keys_changed(self) -> None:
+        for verifier in self._verifiers:
+            await verifier.refresh()
 
 
 async def identity_application(config: dict[str, Any]) -> Application:

@@ -28,6 +28,10 @@ class Plan:
     application_port: int  # where replicas listen, or Serve's proxy does
     identity_port: int  # where replicas of the identity application listen
     public_url: str  # the issuer of our own tokens
+    gateway_url: str = ""  # the public door as this machine reaches it
+    vault_port: int = 0  # where replicas of the vault listen; its door is `settings.vault_port`
+    score_port: int = 0
+    trace_port: int = 0
 
     @property
     def data(self) -> DataDirectory:
@@ -43,6 +47,20 @@ class Plan:
     def jwks(self) -> str:
         """URL or file of the keys that access tokens are verified with."""
         return self.settings.jwks or str(Path(self.data.keys) / "jwks.json")
+
+    @property
+    def vault_url(self) -> str:
+        """Where the score asks the vault."""
+        host = loopback_of(self.settings.host)
+        return self.settings.vault_url or f"https://{host}:{self.settings.vault_port}"
+
+    @property
+    def vault_server_ca(self) -> Path | None:
+        """PEM file of the authority that the vault's certificate must be of; None: one of the system's."""
+        given = self.settings.vault_server_ca
+        if given is not None or self.settings.tls_certificate is not None or self.settings.vault_url is not None:
+            return given
+        return own_certificate(self.data)
 
     def journal_settings(self) -> dict[str, Any]:
         """Those of the settings that say where the journal is: fixed for as long as the engine runs."""
@@ -93,6 +111,17 @@ class Plan:
         content["secrets"] = Secrets(**content["secrets"])
         content["windows"] = Windows(*content["windows"])
         return cls(**content)
+
+
+def loopback_of(host: str) -> str:
+    """The address, as it stands in a URL, by which this machine reaches what listens on `host`."""
+    host = {"0.0.0.0": "127.0.0.1", "*": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - what they mean
+    return f"[{host}]" if ":" in host else host
+
+
+def own_certificate(data: DataDirectory) -> Path:
+    """The public half of the certificate that the engine makes for itself."""
+    return data.root / "tls" / "localhost.crt"
 
 
 def _file(data: DataDirectory) -> Path:

@@ -5,9 +5,10 @@ The `razao` command's options override what the environment says. Nothing below 
 
 from __future__ import annotations
 
+import ipaddress
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -39,6 +40,17 @@ class TransportKind(StrEnum):
     RAY = "ray"
 
 
+class MongoDriver(StrEnum):
+    """What MongoDB is spoken to by."""
+
+    MOTOR = "motor"
+    PYMONGO = "pymongo"
+
+
+TIERS: Final = ("vault", "score", "trace")
+"""The services of credit data, by falling secrecy."""
+
+
 class KafkaSecurity(StrEnum):
     """How a Kafka cluster is entered."""
 
@@ -60,6 +72,7 @@ class OidcIssuer(BaseModel):
     jwks: str | None = None
     audience_claim: str = "aud"
     required: dict[str, Any] = {}
+    tier_audiences: dict[str, str] = {}
 
     @model_validator(mode="after")
     def _opens_no_more_than_meant(self) -> OidcIssuer:
@@ -91,6 +104,11 @@ class Settings(BaseSettings):
     kafka_topic: str = Field("razao.journal", pattern=r"^[a-zA-Z0-9._-]{1,249}$", description="The journal's topic.")
     kafka_events_topic: str = Field(
         "razao.events", pattern=r"^[a-zA-Z0-9._-]{1,249}$", description="Where events go when there is a cluster."
+    )
+    kafka_changes_topic: str = Field(
+        "razao.vault-changes",
+        pattern=r"^[a-zA-Z0-9._-]{1,249}$",
+        description="Where the vault says whose data changed.",
     )
     kafka_replication: int = Field(1, ge=1, description="Replicas of topics; with 1 each record is flushed to disk.")
     kafka_security_protocol: KafkaSecurity = Field(KafkaSecurity.PLAINTEXT, description="How to enter the cluster.")
@@ -136,6 +154,38 @@ class Settings(BaseSettings):
     password_threads: int = Field(1, ge=1, description="Argon2 threads per replica of the identity application.")
     identity_replicas_max: int = Field(1, ge=1, description="Most replicas of the identity application.")
 
+    tiers: str = Field("vault,score,trace", description="Which of the tiers run, with commas; empty: none.")
+    vault_port: int = Field(8444, ge=0, le=65535, description="The vault's own HTTPS port; 0: no vault.")
+    vault_allowlist: str = Field(
+        "127.0.0.0/8,::1/128", description="Networks that may enter the vault, with commas; the score asks it as well."
+    )
+    vault_client_ca: Path | None = Field(
+        None, description="PEM file of the authority whose client certificates the vault asks for; default: none asked."
+    )
+    vault_url: str | None = Field(
+        None,
+        pattern=r"^https://[^/?#\s]+$",
+        description="Where the score asks the vault; default: the vault's own port.",
+    )
+    vault_server_ca: Path | None = Field(
+        None, description="PEM file of the authority of the vault's certificate; default: the system's, or our own."
+    )
+    score_client_certificate: Path | None = Field(
+        None,
+        description="PEM file with certificate and key that the score shows the vault under RAZAO_VAULT_CLIENT_CA.",
+    )
+    score_debts_deadline_s: float = Field(
+        1.0, gt=0, description="How long the score waits for the vault before it goes on without debts."
+    )
+    mongo_url: str | None = Field(
+        None, repr=False, description="MongoDB for score and trace, mongodb://…; default: the embedded PostgreSQL."
+    )
+    mongo_driver: MongoDriver = Field(MongoDriver.MOTOR, description="motor or pymongo.")
+    mongo_database: str = Field("razao", pattern=r"^[a-zA-Z0-9_-]{1,63}$", description="The database there.")
+    vault_replicas_max: int = Field(2, ge=1, description="Most replicas of the vault.")
+    score_replicas_max: int = Field(2, ge=1, description="Most replicas of the score.")
+    trace_replicas_max: int = Field(2, ge=1, description="Most replicas of the trace.")
+
     ray_cpus: int = Field(4, ge=1, description="CPUs that Ray believes it has; actors ask for fractions.")
     object_store_mb: int = Field(128, ge=80, description="Ray's object store.")
     dashboard_port: int = Field(0, ge=0, le=65535, description="Port of the Ray dashboard; 0 picks a free one.")
@@ -143,7 +193,10 @@ class Settings(BaseSettings):
     snapshot_every_s: float = Field(60.0, gt=0, description="Seconds between snapshots when records have come.")
     failpoints: Path | None = Field(None, description="Directory of fail points, for fault tests only.")
 
-    @field_validator("data", "tls_certificate", "failpoints", "kafka_ssl_ca")
+    @field_validator(
+        "data", "tls_certificate", "failpoints", "kafka_ssl_ca", "vault_client_ca", "vault_server_ca",
+        "score_client_certificate",
+    )  # fmt: skip
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         """Actors and replicas read these settings in other working directories."""
@@ -153,6 +206,29 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute_unless_uri(cls, value: str | None) -> str | None:
         return value if value is None or "://" in value else str(Path(value).absolute())
+
+    @field_validator("tiers")
+    @classmethod
+    def _known_tiers(cls, value: str) -> str:
+        if unknown := set(_parts(value)) - set(TIERS):
+            raise ValueError(f"unknown tiers: {', '.join(sorted(unknown))}; there are {', '.join(TIERS)}")
+        return value
+
+    @field_validator("vault_allowlist")
+    @classmethod
+    def _networks(cls, value: str) -> str:
+        if not _parts(value):
+            raise ValueError("an empty list would let nobody in; leave the vault out of RAZAO_TIERS instead")
+        for network in _parts(value):
+            ipaddress.ip_network(network)  # its message names the network, and bits beyond its mask
+        return value
+
+    @field_validator("token_audience")
+    @classmethod
+    def _audience_of_no_tier(cls, value: str) -> str:
+        if value in TIERS:
+            raise ValueError(f"{value} is the audience of a tier")
+        return value
 
     @field_validator("shards")
     @classmethod
@@ -184,6 +260,21 @@ class Settings(BaseSettings):
         return here if self.trust_embedded_key is None else self.trust_embedded_key
 
     @property
+    def active_tiers(self) -> tuple[str, ...]:
+        """The tiers that run, by falling secrecy. The vault needs a door."""
+        wanted = _parts(self.tiers)
+        return tuple(tier for tier in TIERS if tier in wanted and (tier != "vault" or self.vault_port))
+
+    @property
+    def vault_networks(self) -> tuple[str, ...]:
+        """Who may enter the vault."""
+        return _parts(self.vault_allowlist)
+
+    @property
     def snapshot_location(self) -> str:
         """Where snapshots go."""
         return self.snapshots or str(self.data / "snapshots")
+
+
+def _parts(value: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in value.split(",") if part.strip())

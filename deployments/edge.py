@@ -43,6 +43,10 @@ _ONCE: Final = (
     b"idempotency-key",
     b"razao-gateway",
     b"razao-position",
+    b"razao-tax-id",
+    b"razao-purpose",
+    b"razao-client-address",
+    b"x-correlation-id",
     b"x-request-id",
 )
 _PROBLEM_TYPE: Final = (b"content-type", MEDIA_TYPE.encode())

@@ -16,7 +16,16 @@ from deployments.identity_call import Call
 from deployments.identity_login import check_credentials, refuse_too_fast
 from deployments.identity_oauth import CREDENTIALS_GRANT, Desk, Facts, new_secret
 from deployments.identity_passwords import LENGTH_MAX, check_password, normalized
-from deployments.identity_roles import FIRST_PARTY, SELF, Role, delegable_scopes, in_order, login_scopes
+from deployments.identity_roles import (
+    AUDIENCES,
+    FIRST_PARTY,
+    PAYMENTS,
+    SELF,
+    Role,
+    delegable_scopes,
+    in_order,
+    login_scopes,
+)
 from deployments.identity_schema import (
     NAME_MAX,
     SCOPES_MAX,
@@ -98,11 +107,17 @@ async def login(call: Call) -> Answer:
     """POST /auth/login."""
     services = call.services
     request = await call.json(_LOGIN)
+    audience = PAYMENTS if request.audience is UNSET else request.audience
+    if audience not in AUDIENCES:
+        raise malformed("audience", f"A token is for one of: {', '.join(AUDIENCES)}")
     user = await check_credentials(call, request.username, request.password)
+    scopes = login_scopes(user.role, audience)
+    if not scopes:
+        raise ProblemError(FORBIDDEN, "Your role has nothing to do there", field="audience")
     client = await services.clients.get(FIRST_PARTY)
     desk = Desk(services.issuing(), Facts(client, user))
     assert desk.client is not None  # noqa: S101 - made with the schema
-    tokens = await asyncio.to_thread(desk.login_token, desk.client, in_order(login_scopes(user.role)))
+    tokens = await asyncio.to_thread(desk.login_token, desk.client, in_order(scopes))
     ends = desk.auth_time + timedelta(seconds=services.lifetimes.refresh_s)
     family = Family(desk.sid, user.sub, FIRST_PARTY, tokens["scope"], desk.auth_time, ends)
     if not await services.grants.begin(family, services.digest(tokens["refresh_token"]), call.by(user.sub)):

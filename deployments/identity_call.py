@@ -32,14 +32,10 @@ class Call(Request):
     @property
     def address(self) -> str:
         """The client's network address as the gateway saw it; of IPv6 the 64 bits that one customer gets."""
-        given = self.headers.get(b"razao-client-address", b"").decode("latin-1")
-        try:
-            address = ipaddress.ip_address(given)
-        except ValueError:
-            return "unknown"
-        if address.version == 6 and address.ipv4_mapped is None:
-            return str(ipaddress.ip_network((address, 64), strict=False))
-        return str(address)
+        given = super().address
+        if ":" in given:
+            return str(ipaddress.ip_network((given, 64), strict=False))
+        return given
 
     def by(self, actor: str = "anonymous") -> By:
         """Who makes a change."""

@@ -26,14 +26,18 @@ from authlib.oidc.core.grants import OpenIDCode, OpenIDToken
 from joserfc.jwk import KeySet
 
 from deployments.identity_roles import (
+    AUDIENCES,
     FIRST_PARTY,
     INTROSPECT,
-    LEDGER,
+    OF_ROLE,
     OPENID,
+    PAYMENTS,
+    SELF,
     Role,
     delegable_scopes,
     in_order,
-    login_scopes,
+    only_audience,
+    scopes_for,
 )
 from deployments.identity_signing import ALGORITHM
 from storage import identity_clients, identity_grants
@@ -42,7 +46,7 @@ from storage.identity import User, digest
 CODE_GRANT: Final = "authorization_code"
 REFRESH_GRANT: Final = "refresh_token"
 CREDENTIALS_GRANT: Final = "client_credentials"
-SUPPORTED: Final = sorted(OPENID | frozenset().union(*LEDGER.values()))
+SUPPORTED: Final = sorted(OPENID | frozenset().union(*OF_ROLE.values()))
 _SECRET_METHODS: Final = ["client_secret_basic", "client_secret_post"]
 
 
@@ -89,21 +93,25 @@ class OAuthClient(ClientMixin):  # type: ignore[misc] # Authlib has no types
         return
 
     def get_allowed_scope(self, scope: str | None) -> str | None:
-        """What is granted of `scope`. None when it asks for more than the client may have, or nothing is left."""
-        asked = set(scope.split()) if scope else set(self.client.scopes)
-        if not asked <= set(self.client.scopes):
+        """What is granted of `scope`. None when it asks for more than the client may have, for several audiences at
+        once, or nothing is left. Who asks for nothing gets what is for the first audience that the client has."""
+        asked = frozenset(scope.split()) if scope else self._unasked()
+        if not asked <= set(self.client.scopes) or only_audience(asked) is None:
             return None
         return in_order(asked & self._bound()) or None
 
+    def _unasked(self) -> frozenset[str]:
+        return next(filter(None, (scopes_for(audience, self.client.scopes) for audience in AUDIENCES)), frozenset())
+
     def _bound(self) -> frozenset[str]:
         if self.person is not None and self.client.client_id == FIRST_PARTY:
-            return login_scopes(self.person.role)
+            return OF_ROLE[Role(self.person.role)] | OPENID | {SELF}
         if self.person is not None:
             return delegable_scopes(self.person.role) | (frozenset() if self.client.owner else OPENID)
         if self.client.owner is not None:
             return frozenset()
         if self.client.role is not None:
-            return LEDGER[Role(self.client.role)]
+            return OF_ROLE[Role(self.client.role)]
         return frozenset(SUPPORTED)  # nobody has logged in yet
 
     def check_redirect_uri(self, redirect_uri: str) -> bool:
@@ -311,8 +319,13 @@ class AccessTokens(JWTBearerTokenGenerator):  # type: ignore[misc] # Authlib has
         return self._desk.issuing.signing
 
     def get_audiences(self, client: OAuthClient, user: object, scope: str) -> list[str]:
-        """The ledger, and ourselves for userinfo and for managing keys."""
-        return [self._desk.issuing.audience, self._desk.issuing.issuer]
+        """The ledger or the tier that the scopes are for, and ourselves, who are asked about tokens.
+
+        What we let a token do goes by its scopes, of which one for a tier has none of ours.
+        """
+        issuing, audience = self._desk.issuing, only_audience(scope.split())
+        assert audience is not None  # noqa: S101 - mixed scopes are refused before
+        return [issuing.audience if audience == PAYMENTS else audience, issuing.issuer]
 
     def get_auth_time(self, user: object) -> int | None:
         """When the person logged in."""

@@ -28,15 +28,31 @@ SELF: Final = "identity:self"
 ADMIN: Final = "identity:admin"
 INTROSPECT: Final = "identity:introspect"
 
-LEDGER: Final[Mapping[Role, frozenset[str]]] = MappingProxyType(
+OF_ROLE: Final[Mapping[Role, frozenset[str]]] = MappingProxyType(
     {
-        Role.PERSON: frozenset({"ledger:read", "ledger:write"}),
-        Role.OPERATOR: frozenset({"ledger:read", "ledger:write", "ledger:fund", "ledger:operate"}),
-        Role.AUDITOR: frozenset({"ledger:read", "ledger:audit"}),
+        Role.PERSON: frozenset({"ledger:read", "ledger:write", "vault:self", "score:self"}),
+        Role.OPERATOR: frozenset(
+            {
+                "ledger:read", "ledger:write", "ledger:fund", "ledger:operate",
+                "vault:grant", "vault:write", "score:write",
+            }
+        ),
+        Role.AUDITOR: frozenset({"ledger:read", "ledger:audit", "vault:audit"}),
         Role.ADMINISTRATOR: frozenset({ADMIN}),
-        Role.SERVICE: frozenset({"ledger:read", "ledger:write", "ledger:fund", INTROSPECT}),
+        Role.SERVICE: frozenset(
+            {
+                "ledger:read", "ledger:write", "ledger:fund", INTROSPECT,
+                "vault:read:name", "vault:read:address", "vault:read:debts", "vault:write", "vault:grant",
+                "score:read", "score:profile", "score:write", "score:extract",
+            }
+        ),
     }
-)
+)  # fmt: skip
+"""What a role may at all."""
+
+PAYMENTS: Final = "payments"
+AUDIENCES: Final = (PAYMENTS, "vault", "score")
+"""Whom tokens are for. The trace is not among them: it takes no tokens."""
 
 FIRST_PARTY: Final = "razao"
 """The client that a login with the password belongs to: it can refresh, and nothing else."""
@@ -57,14 +73,31 @@ MEANING: Final[Mapping[str, str]] = MappingProxyType(
 )
 
 
-def login_scopes(role: str) -> frozenset[str]:
-    """What a login with the password gives."""
-    return LEDGER[Role(role)] | OPENID | {SELF}
+def audience_of(scope: str) -> str:
+    """Whom a scope is for: the tier that it begins with, else the ledger with the identities beside it."""
+    tier = scope.partition(":")[0]
+    return tier if tier in AUDIENCES else PAYMENTS
+
+
+def only_audience(scopes: Iterable[str]) -> str | None:
+    """The one audience of all these scopes (none: the ledger); None when they are for several."""
+    found = {audience_of(scope) for scope in scopes} or {PAYMENTS}
+    return found.pop() if len(found) == 1 else None
+
+
+def scopes_for(audience: str, scopes: Iterable[str]) -> frozenset[str]:
+    """Those of the scopes that are for an audience."""
+    return frozenset(scope for scope in scopes if audience_of(scope) == audience)
+
+
+def login_scopes(role: str, audience: str = PAYMENTS) -> frozenset[str]:
+    """What a login with the password gives at an audience."""
+    return scopes_for(audience, OF_ROLE[Role(role)] | OPENID | {SELF})
 
 
 def delegable_scopes(role: str) -> frozenset[str]:
     """What somebody of the role can pass on to a program."""
-    return LEDGER[Role(role)] & DELEGABLE
+    return OF_ROLE[Role(role)] & DELEGABLE
 
 
 def in_order(scopes: Iterable[str]) -> str:

@@ -31,6 +31,10 @@ class LoginRequest(Struct, forbid_unknown_fields=True):
 
     username: Annotated[str, Meta(examples=["ana.souza"])]
     password: Annotated[str, Meta(examples=["um cavalo correto na pilha"])]
+    audience: Annotated[
+        str | UnsetType,
+        Meta(description="Whom the access token is for: payments (when left out), vault or score.", examples=["score"]),
+    ] = UNSET
 
 
 class Tokens(Struct):

@@ -6,6 +6,8 @@ edge.
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from collections.abc import Mapping
 from typing import Final, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
@@ -16,11 +18,16 @@ from starlette.types import Receive, Scope
 from deployments import json_body
 from deployments.auth.tokens import Identity
 from deployments.problems import FORBIDDEN, UNAUTHENTICATED, UNSUPPORTED_MEDIA_TYPE, ProblemError, malformed
+from deployments.tax_id import read_tax_id
 
 T = TypeVar("T")
 Header = tuple[bytes, bytes]
 
 SINGLE_BYTES_MAX: Final = 64 << 10
+TAX_ID: Final = "Razao-Tax-Id"
+PURPOSE: Final = "Razao-Purpose"
+UNKNOWN_ADDRESS: Final = "unknown"
+_CORRELATION: Final = re.compile(rb"[A-Za-z0-9-]{1,64}")
 JSON: Final[Header] = (b"content-type", b"application/json")
 
 
@@ -55,6 +62,36 @@ class Request:
         if self.identity is None:
             raise ProblemError(UNAUTHENTICATED, "A token is needed", headers={"www-authenticate": "Bearer"})
         return self.identity
+
+    @property
+    def address(self) -> str:
+        """The client's network address as the gateway saw it; `UNKNOWN_ADDRESS` when there is none to believe."""
+        given = self.headers.get(b"razao-client-address", b"").decode("latin-1")
+        try:
+            address = ipaddress.ip_address(given)
+        except ValueError:
+            return UNKNOWN_ADDRESS
+        mapped = getattr(address, "ipv4_mapped", None)
+        return str(mapped or address)
+
+    @property
+    def correlation_id(self) -> str:
+        """The number of the request that this one is made for: what the caller says, else its own."""
+        return correlation_of(self.headers, self.request_id)
+
+    def tax_id(self, *, repeated: bool = False) -> str:
+        """The digits and letters of the tax id that the request is about, from its header: addresses end up in logs.
+
+        Args:
+            repeated: accept CPFs of one repeated digit.
+
+        Raises:
+            ProblemError: there is none, or it is no CPF or CNPJ.
+        """
+        given = self.headers.get(b"razao-tax-id")
+        if given is None:
+            raise malformed(TAX_ID, "The header names the person whom this is about by CPF or CNPJ")
+        return read_tax_id(given.decode("latin-1"), TAX_ID, repeated=repeated)
 
     async def body(self, limit: int) -> bytes:
         """The whole body, not decoded."""
@@ -94,6 +131,12 @@ class Request:
             if name not in allowed:
                 raise malformed("query", f"Unknown query parameter; known here: {', '.join(allowed) or 'none'}")
         return parameters
+
+
+def correlation_of(headers: Mapping[bytes, bytes], request_id: str) -> str:
+    """The number under which a chain of requests is found again: `X-Correlation-Id`, else the request's own."""
+    given = headers.get(b"x-correlation-id", b"")
+    return given.decode() if _CORRELATION.fullmatch(given) else request_id
 
 
 def require(identity: Identity, scope: str) -> None:

@@ -84,6 +84,29 @@ class Clients:
             await record(connection, by, action, client_id, **detail)
         return _client(row)
 
+    async def ensure(
+        self,
+        client_id: str,
+        name: str,
+        *,
+        secret: bytes | None,
+        grants: Sequence[str],
+        scopes: Sequence[str],
+        by: By,
+        role: str | None = None,
+    ) -> None:
+        """Have a client of the engine's own as this version of it needs it, also where an older one has made it."""
+        if await self.add(client_id, name, secret=secret, grants=grants, scopes=scopes, role=role, by=by) is not None:
+            return
+        async with transaction(self._pool) as connection:
+            changed = await connection.fetchval(
+                "UPDATE identity.clients SET secret = $2, grants = $3, scopes = $4, role = $5 WHERE client_id = $1"
+                " AND (secret, grants, scopes, role) IS DISTINCT FROM ($2, $3, $4, $5) RETURNING client_id",
+                client_id, secret, list(grants), list(scopes), role,
+            )  # fmt: skip
+            if changed is not None:
+                await record(connection, by, "client.changed", client_id, scopes=list(scopes))
+
     async def get(self, client_id: str) -> Client | None:
         """The client, unless it was revoked or has expired."""
         row = await self._pool.fetchrow(

@@ -24,7 +24,15 @@ from deployments.auth.tokens import (
     TokenVerifier,
 )
 
-SCOPES_OF_OUTSIDERS: Final = frozenset({"ledger:read", "ledger:write", "ledger:fund", "ledger:operate", "ledger:audit"})
+SCOPES_OF_OUTSIDERS: Final = frozenset(
+    {
+        "ledger:read", "ledger:write", "ledger:fund", "ledger:operate", "ledger:audit",
+        "vault:read:name", "vault:read:address", "vault:read:debts", "vault:write", "vault:grant", "vault:audit",
+        "score:read", "score:profile", "score:write", "score:extract",
+    }
+)  # fmt: skip
+"""All but what a person may with their own data: that an outside subject has a tax id is not for others to say."""
+_TIERS: Final = frozenset({"vault", "score"})
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -140,6 +148,7 @@ class Provider:
 
     `scopes`: claim (dots lead into objects) → value → scopes that it gives. `audience_claim`: `aud`, or what stands in
     for it (Cognito's access tokens have `client_id`). `required`: claims that must have just this value.
+    `tier_audiences`: vault and score, where its tokens open them, → the audience that they must have for it.
     """
 
     name: str
@@ -149,6 +158,7 @@ class Provider:
     jwks: str | None = None
     audience_claim: str = "aud"
     required: Mapping[str, Any] = field(default_factory=dict)
+    tier_audiences: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse what would open more than was meant.
@@ -161,8 +171,11 @@ class Provider:
         for url in (self.issuer, self.jwks or self.issuer):
             if not _is_safe(url):
                 raise ValueError(f"{url} must be an https address")
-        if not self.audience:
-            raise ValueError("an audience is needed")
+        audiences = [self.audience, *self.tier_audiences.values()]
+        if not all(audiences) or len(set(audiences)) != len(audiences):
+            raise ValueError("an audience is needed, and another one for each tier")
+        if not self.tier_audiences.keys() <= _TIERS:
+            raise ValueError(f"tokens open these tiers alone: {', '.join(sorted(_TIERS))}")
         given = {scope for values in self.scopes.values() for scopes in values.values() for scope in scopes}
         if not given <= SCOPES_OF_OUTSIDERS:
             raise ValueError(f"unknown scopes: {', '.join(sorted(given - SCOPES_OF_OUTSIDERS))}")
@@ -186,11 +199,16 @@ class Provider:
                 scopes.update(values.get(value, ()))
         return f"{self.name}|{claims['sub']}", frozenset(scopes)
 
-    def verifier(self) -> TokenVerifier:
-        """Verifies its tokens."""
+    def opens(self, tier: str | None) -> bool:
+        """Whether its tokens open a tier, or the ledger (None)."""
+        return tier is None or tier in self.tier_audiences
+
+    def verifier(self, tier: str | None = None) -> TokenVerifier:
+        """Verifies its tokens for the ledger, or for a tier that it opens."""
+        audience = self.audience if tier is None else self.tier_audiences[tier]
         keys = KeyAddress(self.jwks) if self.jwks is not None else Discovered(self.issuer)
         return TokenVerifier(
-            keys, issuer=self.issuer, audience=self.audience, audience_claim=self.audience_claim, identify=self.identify
+            keys, issuer=self.issuer, audience=audience, audience_claim=self.audience_claim, identify=self.identify
         )
 
 

@@ -57,8 +57,11 @@ def sign_token(
     expires_in: int = 3600,
     *,
     issuer: str = ISSUER,
+    person: str | None = None,
 ) -> str:
     """A token for `sub` that lives `expires_in` seconds, signed with the directory's key.
+
+    `person`: the reference of the subject's tax id (hex), when it has one.
 
     Raises:
         FileNotFoundError: there is no key; see `ensure_keys`.
@@ -70,7 +73,7 @@ def sign_token(
         raise ValueError(f"a token lives 1 to {EXPIRES_IN_S_MAX} seconds")
     key = _load(directory / PRIVATE_FILE)
     now = int(time.time())
-    claims = {
+    claims: dict[str, str | int] = {
         "iss": issuer,
         "aud": audience,
         "sub": sub,
@@ -79,6 +82,8 @@ def sign_token(
         "nbf": now,
         "exp": now + expires_in,
     }
+    if person is not None:
+        claims["person"] = person
     return jwt.encode(claims, key, algorithm="EdDSA", headers={"kid": _kid(key), "typ": "at+jwt"})
 
 
