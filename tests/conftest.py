@@ -1,4 +1,4 @@
-"""What tests of every layer share: a PostgreSQL server and a Kafka broker per session, a fresh database per test."""
+"""What tests of every layer share: servers of PostgreSQL, Kafka and MongoDB per session, a fresh database per test."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import pytest
 from cluster.postgres import PostgresServer
 from cluster.ray_node import RayNode
 from cluster.services.kafka import KafkaServer
+from cluster.services.mongo import MongoServer
 from storage.journal.kafka_client import KafkaAddress
 
 _numbers: Final = itertools.count()
@@ -92,6 +93,19 @@ def kafka_server() -> Iterator[KafkaServer]:
 def kafka_address(kafka_server: KafkaServer) -> KafkaAddress:
     """Where the session's broker is. Tests take topics of their own."""
     return KafkaAddress(kafka_server.bootstrap)
+
+
+@pytest.fixture(scope="session")
+def mongo_server() -> Iterator[MongoServer]:
+    """The session's server of MongoDB's protocol. Tests take databases of their own; who stops servers starts one."""
+    with running(lambda place: MongoServer(place, free_port())) as server:
+        yield server
+
+
+@pytest.fixture
+def mongo_database() -> str:
+    """The name of a database of the test's own."""
+    return f"test_{next(_numbers)}"
 
 
 def _outside_loop(work: Callable[[], Coroutine[Any, Any, None]]) -> None:

