@@ -79,6 +79,16 @@ class Application:
 
 
 @dataclass(frozen=True, slots=True)
+class Door:
+    """An HTTPS port that is one application's alone; its path prefixes answer 404 on the public ports."""
+
+    application: Application
+    port: int
+    certificate: Path  # PEM with chain and key
+    client_ca: Path | None = None  # PEM: whoever has no certificate of this authority is not spoken to
+
+
+@dataclass(frozen=True, slots=True)
 class GatewayConfig:
     """What the gateway listens on, where requests go, and every limit. `haproxy.cfg` shows how they are applied."""
 
@@ -90,6 +100,7 @@ class GatewayConfig:
     host: str = "127.0.0.1"
     tls_port: int = 0  # 0: no HTTPS
     certificate: Path | None = None  # PEM with chain and key
+    doors: Sequence[Door] = ()
     env: Mapping[str, str] = field(default_factory=dict)  # added to the child's environment
 
     threads: int = 1
@@ -120,6 +131,7 @@ def render(config: GatewayConfig) -> str:
         GatewayError: a name, path or limit cannot stand in a configuration file, or the routing is ambiguous.
     """
     _check(config)
+    applications = [*config.applications, *(door.application for door in config.doors)]
     template = Template(resources.files("cluster").joinpath("haproxy.cfg").read_text())
     body_bytes, header_bytes = config.body_bytes_max, config.header_bytes_max
     return template.substitute(
@@ -157,18 +169,21 @@ def render(config: GatewayConfig) -> str:
             f"A chunked body may have {_CHUNKED_BYTES} bytes; send a larger one with Content-Length.",
         ),
         routes="\n".join(_route(application) for application in config.applications),
-        backends="\n\n".join(_backend(application, config.queue_max) for application in config.applications),
+        closed="\n".join(_closed(door.application) for door in config.doors),
+        doors="\n\n".join(_frontend(config.host, door) for door in config.doors),
+        backends="\n\n".join(_backend(application, config.queue_max) for application in applications),
     )
 
 
 def _check(config: GatewayConfig) -> None:
     """Refuse what would read as something else in the file, and limits that contradict each other."""
-    names = [application.name for application in config.applications]
+    applications = [*config.applications, *(door.application for door in config.doors)]
+    names = [application.name for application in applications]
     bad = [
         *(name for name in (config.engine, *names) if not _NAME.fullmatch(name)),
-        *(host for host in (config.host, *(a.host for a in config.applications)) if not _HOST.fullmatch(host)),
-        *(prefix for a in config.applications for prefix in a.prefixes if not _PREFIX.fullmatch(prefix)),
-        *(network for a in config.applications for network in a.networks if not _NETWORK.fullmatch(network)),
+        *(host for host in (config.host, *(a.host for a in applications)) if not _HOST.fullmatch(host)),
+        *(prefix for a in applications for prefix in a.prefixes if not _PREFIX.fullmatch(prefix)),
+        *(network for a in applications for network in a.networks if not _NETWORK.fullmatch(network)),
     ]
     if bad:
         raise GatewayError(f"not usable in the gateway's configuration: {', '.join(map(repr, bad))}")
@@ -180,6 +195,8 @@ def _check(config: GatewayConfig) -> None:
         raise GatewayError("exactly one application must take the paths that no other one claims")
     if config.applications[-1].prefixes:
         raise GatewayError("the application without path prefixes must come last")
+    if not all(door.application.prefixes for door in config.doors):
+        raise GatewayError("an application with a door of its own needs path prefixes, to be closed on the public one")
     if config.tls_port and config.certificate is None:
         raise GatewayError("HTTPS needs a certificate")
     if config.header_bytes_max > _HEADER_BYTES_MAX:
@@ -206,10 +223,30 @@ def _bind(host: str, port: int) -> str:
 
 
 def _tls_bind(config: GatewayConfig) -> str:
-    if not config.tls_port:
+    if not config.tls_port or config.certificate is None:
         return "# no HTTPS"
-    certificate = _quoted(str(Path(config.certificate or "").absolute()))  # HAProxy runs in the run directory
-    return f"bind {_bind(config.host, config.tls_port)} proto h1 ssl alpn http/1.1 crt {certificate}"
+    return _https(config.host, config.tls_port, config.certificate)
+
+
+def _https(host: str, port: int, certificate: Path) -> str:
+    return f"bind {_bind(host, port)} proto h1 ssl alpn http/1.1 crt {_file(certificate)}"
+
+
+def _file(path: Path) -> str:
+    return _quoted(str(path.absolute()))  # HAProxy runs in the run directory
+
+
+def _frontend(host: str, door: Door) -> str:
+    bind = _https(host, door.port, door.certificate)
+    if door.client_ca is not None:
+        bind += f" verify required ca-file {_file(door.client_ca)}"
+    name = door.application.name
+    return f"frontend {name}-door from door\n    {bind}\n    default_backend {name}"
+
+
+def _closed(application: Application) -> str:
+    closed = _answer(problems.NOT_FOUND, "There is nothing at this path.")
+    return f"    http-request return status 404 {closed} if {_below(application)}"
 
 
 def _answer(problem: Problem, detail: str) -> str:
@@ -223,9 +260,13 @@ def _answer(problem: Problem, detail: str) -> str:
 def _route(application: Application) -> str:
     if not application.prefixes:
         return f"    default_backend {application.name}"
-    # `/a` takes `/a` and `/a/b`, not `/ab`.
+    return f"    use_backend {application.name} if {_below(application)}"
+
+
+def _below(application: Application) -> str:
+    """The condition that a request is for one of its prefixes: `/a` means `/a` and `/a/b`, not `/ab`."""
     exact, below = (" ".join(p.rstrip("/") + end for p in application.prefixes) for end in ("", "/"))
-    return f"    use_backend {application.name} if {{ path {exact} }} or {{ path_beg {below} }}"
+    return f"{{ path {exact} }} or {{ path_beg {below} }}"
 
 
 def _backend(application: Application, queue_max: int) -> str:
@@ -360,7 +401,8 @@ class Gateway:
         return self._process.pid if self._process is not None and self.is_alive() else None
 
     def _ports(self) -> list[int]:
-        return [port for port in (self._config.http_port, self._config.tls_port) if port]
+        doors = (door.port for door in self._config.doors)
+        return [port for port in (self._config.http_port, self._config.tls_port, *doors) if port]
 
     def _open_log(self) -> IO[bytes]:
         return os.fdopen(os.open(self._log_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")

@@ -125,14 +125,19 @@ class Site:
         return [fields for fields in map(str.split, lines) if fields[2] == path]
 
     def statistics(self, name: str) -> dict[str, str]:
-        """HAProxy's own figures of the backend's `name` (BACKEND or the server)."""
-        with socket.socket(socket.AF_UNIX) as stats, contextlib.chdir(self.config.run_dir):
-            stats.connect("haproxy.sock")
-            stats.sendall(b"show stat\n")
-            text = b"".join(iter(lambda: stats.recv(65536), b"")).decode()
-        head, *rows = text.removeprefix("# ").splitlines()
-        found = [dict(zip(head.split(","), row.split(","), strict=False)) for row in rows if row]
-        return next(row for row in found if row["pxname"] == "payments" and row["svname"] == name)
+        """Of the backend's `name` (BACKEND or the server)."""
+        return statistics(self.config.run_dir, "payments", name)
+
+
+def statistics(run_dir: Path, proxy: str, name: str) -> dict[str, str]:
+    """HAProxy's own figures of a proxy's `name`."""
+    with socket.socket(socket.AF_UNIX) as stats, contextlib.chdir(run_dir):
+        stats.connect("haproxy.sock")
+        stats.sendall(b"show stat\n")
+        text = b"".join(iter(lambda: stats.recv(65536), b"")).decode()
+    head, *rows = text.removeprefix("# ").splitlines()
+    found = [dict(zip(head.split(","), row.split(","), strict=False)) for row in rows if row]
+    return next(row for row in found if row["pxname"] == proxy and row["svname"] == name)
 
 
 def post(path: str, body: bytes) -> bytes:
@@ -236,6 +241,7 @@ SPOOFED = [
     "RAZAO-CLIENT-SCHEME",
     "Razao-Anything",
     "Razao-Position-Of-Another",
+    "Razao-Tax-Id-Of-Another",
     "X-Request-Id",
     "Forwarded",
     "X-Forwarded-For",
