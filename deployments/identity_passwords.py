@@ -62,6 +62,8 @@ def _is_common(password: str, username: str, name: str) -> bool:
     for word in sorted(words, key=len, reverse=True):
         left = left.replace(word, "")
     letters = "".join(c for c in left if c.isalpha())
+    if 2 * len(letters) < len(left):
+        letters = ""  # a few letters between many digits spell something by chance
     # Whole, repeated, lengthened by digits, or nothing besides what anybody knows of the user: the same guess.
     stems = {password, left, letters, left.strip("0123456789!?.-_ @#"), _period(password), _period(left)}
     return (

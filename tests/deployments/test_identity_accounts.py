@@ -9,6 +9,8 @@ import pytest
 
 from cluster.identity_wiring import Trust
 from deployments.auth.tokens import InvalidToken
+from deployments.identity_passwords import check_password
+from deployments.problems import ProblemError
 from tests.deployments.identity_house import CPF, PASSWORD, House
 
 OTHER = "outra senha bem comprida"
@@ -81,6 +83,14 @@ async def test_a_short_or_common_password_is_refused(house: House, password: str
         body = {"username": "ana", "password": password, "name": "Ana", "tax_id": CPF}
         answer = await http.post("/auth/register", json=body)
     assert (answer.status_code, answer.json()["type"]) == (422, "/problems/weak-password")
+
+
+def test_letters_that_spell_something_by_chance_do_not_make_random_digits_common() -> None:
+    """`abba` is among the common ones; scattered through 20 random digits it says nothing."""
+    password = "38a0175-b92640-83b511-7702a9"
+    assert check_password(password, username="carla", name="Carla", length_min=15) == password
+    with pytest.raises(ProblemError):
+        check_password("a1bba-abba-2-abba-abba", username="carla", name="Carla", length_min=15)
 
 
 async def test_unicode_passwords_are_taken_in_any_form(house: House) -> None:
