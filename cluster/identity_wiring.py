@@ -149,6 +149,7 @@ def identity_spec(plan: Plan) -> Spec:
         name="identity",
         factory=identity_application,
         config=plan.handed_down(),
+        log_directory=str(plan.data.log),
         port=plan.identity_port,
         route_prefix=None,
         version=version("razao"),

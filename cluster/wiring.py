@@ -105,6 +105,7 @@ def payments_spec(plan: Plan) -> Spec:
         name="payments",
         factory=payments_application,
         config=plan.handed_down(),
+        log_directory=str(plan.data.log),
         port=plan.application_port if settings.ingress is Ingress.LISTENER else 0,
         version=version("razao"),
         replicas_min=settings.replicas_min,

@@ -38,6 +38,9 @@ LATENCY_BUCKETS_S: Final = (
     10.0,
 )
 _STATUSES: Final = 600
+_EXEMPT: Final = frozenset(
+    {"/healthz", "/auth/healthz", "/vault/v1/healthz", "/score/v1/healthz", "/trace/v1/healthz", "/v1/events"}
+)
 
 
 class Admission:
@@ -54,7 +57,7 @@ class Admission:
         max_in_progress: int = 512,
         max_waiting: int = 1024,
         max_wait_s: float = 5.0,
-        exempt: frozenset[str] = frozenset({"/healthz", "/auth/healthz", "/v1/events"}),
+        exempt: frozenset[str] = _EXEMPT,
     ) -> None:
         self._app = app
         self.max_in_progress = max_in_progress

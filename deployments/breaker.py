@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, TypeVar
 
 from purgatory.domain.messages.events import ContextChanged
@@ -20,7 +20,7 @@ from purgatory.domain.model import CLOSED, HALF_OPENED, OPENED, Context, OpenedS
 
 T = TypeVar("T")
 
-STATES: Final = {CLOSED: 0, HALF_OPENED: 1, OPENED: 2}
+STATES: Final[Mapping[str, int]] = {CLOSED: 0, HALF_OPENED: 1, OPENED: 2}
 """What the gauge `razao_breaker_state` shows."""
 
 

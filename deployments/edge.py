@@ -18,6 +18,7 @@ from typing import Any, Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.json_body import ClientGone
+from deployments.logs import CURRENT, AccessLog
 from deployments.problems import (
     INTERNAL_ERROR,
     MEDIA_TYPE,
@@ -65,6 +66,7 @@ class Edge:
         *,
         deadline_s: float,
         translate: Callable[[Exception], ProblemError | None] = lambda _: None,
+        access: AccessLog | None = None,
     ) -> None:
         """Wrap `app`.
 
@@ -72,10 +74,12 @@ class Edge:
             app: ASGI.
             deadline_s: how long a request may take.
             translate: what an exception of a driver means, None when it was not foreseen.
+            access: what writes a line of answers; default: of refusals alone.
         """
         self._app = app
         self._deadline_s = deadline_s
         self._translate = translate
+        self._access = access or AccessLog()
         self._watch = _Watch()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,6 +97,7 @@ class Edge:
             headers.pop(b"x-request-id", None)
             request_id = os.urandom(16).hex().encode()
         reply = _Reply(send, request_id)
+        CURRENT.set(scope)
         scope["razao.headers"] = headers
         scope["razao.request_id"] = request_id.decode()
         scope["razao.deadline"] = deadline = time.monotonic() + self._deadline_s
@@ -106,6 +111,8 @@ class Edge:
             log.debug("the client of %s has gone", scope["razao.request_id"])
         except Exception as error:  # noqa: BLE001 - the last place where one can be answered
             await self._failed(scope, reply, error)
+        if self._access.wants(reply.status):
+            self._access.write(scope, reply.status, time.monotonic() - deadline + self._deadline_s, reply.refusal)
 
     async def _bounded(self, scope: Scope, receive: Receive, reply: _Reply, deadline: float) -> None:
         body = _Body(receive)
@@ -123,11 +130,11 @@ class Edge:
         known = self._translate(error)
         request_id = scope["razao.request_id"]
         if known is not None:
-            log.warning("%s %s failed: %r (request %s)", scope["method"], scope["path"], error, request_id)
+            log.warning("%s %s failed: %r (request %s)", scope["method"], _place(scope), error, request_id)
             if (event := scope.get("razao.event")) is not None:
                 known = ProblemError(UNSURE, "The outcome was not learnt", id=event)
         else:
-            log.error("%s %s failed (request %s)", scope["method"], scope["path"], request_id, exc_info=error)
+            log.error("%s %s failed (request %s)", scope["method"], _place(scope), request_id, exc_info=error)
             known = ProblemError(INTERNAL_ERROR, "An error that we did not foresee; the log has it")
             if (event := scope.get("razao.event")) is not None:
                 known.members["id"] = event
@@ -208,16 +215,19 @@ class _Body:
 class _Reply:
     """`send` that numbers the answer and knows whether it has begun."""
 
-    __slots__ = ("_request_id", "_send", "begun")
+    __slots__ = ("_request_id", "_send", "begun", "refusal", "status")
 
     def __init__(self, send: Send, request_id: bytes) -> None:
         self._send = send
         self._request_id = request_id
         self.begun = False
+        self.status = 0  # nothing was answered
+        self.refusal = ""
 
     async def __call__(self, message: Any) -> None:
         if message["type"] == "http.response.start":
             self.begun = True
+            self.status = message["status"]
             message["headers"].append((b"x-request-id", self._request_id))
         await self._send(message)
 
@@ -226,11 +236,18 @@ class _Reply:
         if self.begun:
             log.error("an answer broke off: %s (request %s)", error, self._request_id.decode())
             raise error
+        self.refusal = error.problem.name
         body = error.body(self._request_id.decode())
         headers = [(name.encode(), value.encode("latin-1", "replace")) for name, value in error.headers.items()]
         headers += [_PROBLEM_TYPE, (b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store")]
         await self({"type": "http.response.start", "status": error.status, "headers": headers})
         await self({"type": "http.response.body", "body": body})
+
+
+def _place(scope: Scope) -> str:
+    """The template of the route, where the application has found one."""
+    operation = scope.get("razao.operation")
+    return str(scope["path"] if operation is None else operation.path)
 
 
 def _refuse_repeated_headers(pairs: list[tuple[bytes, bytes]]) -> None:

@@ -20,24 +20,24 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
+from pathlib import Path
+from typing import Any
 
 import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 from ray.serve.handle import DeploymentHandle
-from ray.util import metrics
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.lifespan.on import LifespanOn
 
 from actors import garbage
-from deployments.admission import LATENCY_BUCKETS_S, Admission
+from deployments import logs
+from deployments.admission import Admission
 from deployments.listener import Listener
+from deployments.metrics import Figures, publish
 
 _log = logging.getLogger(__name__)
-
-_PUBLISH_EVERY_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +45,15 @@ class Application:
     """What a factory makes. A bare ASGI application will do when there is nothing to close or to ask.
 
     `check_health` raises when this replica, not what it depends on, is beyond repair: Serve then replaces it.
-    `reconfigure` gets `Spec.tuning` when it changes, without a restart.
+    `reconfigure` gets `Spec.tuning` when it changes, without a restart. `figures`: what metrics show of it besides
+    requests.
     """
 
     app: ASGIApp
     close: Callable[[], Awaitable[None]] | None = None
     check_health: Callable[[], Awaitable[None]] | None = None
     reconfigure: Callable[[Mapping[str, Any]], Awaitable[None]] | None = None
+    figures: Figures | None = None
 
 
 Factory = Callable[[dict[str, Any]], Awaitable[Application | ASGIApp]]
@@ -87,6 +89,7 @@ class Spec:
     drain_s: float = 15.0
     idle_s: float = 1.0  # while draining: how long a connection without a request is kept
     health_period_s: float = 2.0
+    log_directory: str | None = None  # where replicas write; default: what Ray keeps of their standard error
 
 
 def start(*, proxy_host: str = "127.0.0.1", proxy_port: int = 0) -> None:
@@ -127,7 +130,7 @@ def deployment(spec: Spec) -> serve.Application:
         health_check_timeout_s=max(5.0, spec.health_period_s),
         **options,
     )
-    place = Place(spec.name, spec.host, spec.port, spec.route_prefix, spec.drain_s, spec.idle_s)
+    place = Place(spec.name, spec.host, spec.port, spec.route_prefix, spec.drain_s, spec.idle_s, spec.log_directory)
     # Serve would give every deployment a new version, and restart what runs; to choose it ourselves is for insiders.
     configured = configured.options(version=_version(spec), _internal=True)
     bound: serve.Application = configured.bind(place, spec.factory, spec.config, limits)
@@ -144,6 +147,12 @@ class Place:
     route_prefix: str | None
     drain_s: float
     idle_s: float
+    log_directory: str | None
+
+    @property
+    def log_file(self) -> Path | None:
+        """The one that the replicas of an application share."""
+        return None if self.log_directory is None else Path(self.log_directory) / f"{self.name}.log"
 
 
 @serve.ingress()
@@ -154,6 +163,7 @@ class Replica:
         self, place: Place, factory: Factory, config: dict[str, Any], limits: dict[str, Any]
     ) -> None:
         _keep_to_this_address()
+        logs.configure(place.name, place.log_file)
         self._place = place
         built = await factory(config)
         self._application = built if isinstance(built, Application) else Application(built)
@@ -161,7 +171,9 @@ class Replica:
         await self._lifespan.start()
         self._admission = Admission(self._application.app, **limits)
         self._looked = (time.monotonic(), 0.0)
-        self._publisher = asyncio.get_running_loop().create_task(_publish(place.name, self._admission))
+        self._publisher = asyncio.get_running_loop().create_task(
+            publish(place.name, self._admission, self._application.figures)
+        )
         self._listener: Listener | None = None
         if place.port:
             root_path = (place.route_prefix or "").rstrip("/")
@@ -246,7 +258,7 @@ def _autoscaling(spec: Spec) -> AutoscalingConfig:
 def _version(spec: Spec) -> str:
     """What must be the same for a running replica to stay."""
     what = [spec.version, f"{spec.factory.__module__}:{spec.factory.__qualname__}", spec.config]
-    where = [spec.host, spec.port, spec.route_prefix, spec.drain_s, spec.idle_s]
+    where = [spec.host, spec.port, spec.route_prefix, spec.drain_s, spec.idle_s, spec.log_directory]
     return hashlib.blake2b(json.dumps([what, where], sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
@@ -278,53 +290,6 @@ def _without_lifespan(app: ASGIApp) -> ASGIApp:
             await send({"type": f"lifespan.{phase}.complete"})
 
     return entry
-
-
-async def _publish(name: str, admission: Admission) -> None:
-    """Give Ray's metrics what was counted, once a second: a call per request would cost more than the counting.
-
-    The histogram is published as its counters, by upper bound, as Prometheus keeps one.
-    """
-    tags = ("application",)
-    requests = metrics.Counter("razao_http_requests", "Requests answered, by status.", (*tags, "status"))
-    refusals = metrics.Counter("razao_http_refusals", "Requests refused because too much waited.", tags)
-    buckets = metrics.Counter("razao_http_seconds_bucket", "Requests that took at most `le` seconds.", (*tags, "le"))
-    seconds = metrics.Counter("razao_http_seconds_sum", "Seconds that requests took, waiting included.", tags)
-    in_progress = metrics.Gauge("razao_http_in_progress", "Requests in progress.", tags)
-    waiting = metrics.Gauge("razao_http_waiting", "Requests that wait for their turn.", tags)
-    oldest = metrics.Gauge("razao_http_oldest_wait_seconds", "How long the first of them has waited.", tags)
-    bounds = [*map(str, LATENCY_BUCKETS_S), "+Inf"]
-    own = {"application": name}
-    statuses = [0] * len(admission.statuses)
-    latencies = [0] * len(admission.latencies)
-    refused, summed = 0, 0.0
-
-    def publish() -> None:
-        nonlocal statuses, latencies, refused, summed
-        for status, (now, then) in enumerate(zip(admission.statuses, statuses, strict=True)):
-            if now > then:
-                requests.inc(now - then, {**own, "status": str(status)})
-        below = 0
-        for bound, now, then in zip(bounds, admission.latencies, latencies, strict=True):
-            below += now - then
-            if below:
-                buckets.inc(below, {**own, "le": bound})
-        if admission.refused > refused:
-            refusals.inc(admission.refused - refused, own)
-        if admission.latency_sum_s > summed:
-            seconds.inc(admission.latency_sum_s - summed, own)
-        in_progress.set(admission.in_progress, own)
-        waiting.set(admission.waiting, own)
-        oldest.set(admission.oldest_wait_s(), own)
-        statuses, latencies = list(admission.statuses), list(admission.latencies)
-        refused, summed = admission.refused, admission.latency_sum_s
-
-    try:
-        while True:
-            await asyncio.sleep(_PUBLISH_EVERY_S)
-            publish()
-    finally:
-        publish()
 
 
 def _keep_to_this_address() -> None:
