@@ -254,6 +254,25 @@ UNKNOWN_KEY: Final = Problem(
     "There is no such access key",
     "The caller has no access key of this id, or it has expired.",
 )
+UNKNOWN_PERSON: Final = Problem(
+    "unknown-person",
+    404,
+    "Nothing is known of this person here",
+    "No profile was written for the CPF or CNPJ in the header `Razao-Tax-Id`, or nobody has asked about it.",
+)
+NO_CONSENT: Final = Problem(
+    "no-consent",
+    403,
+    "The person has not consented",
+    "A profile is shown to others only under a live consent of the person to the caller, for the purpose that the "
+    "header `Razao-Purpose` names. The answer is the same whether there is such a person or not.",
+)
+UNKNOWN_CONSENT: Final = Problem(
+    "unknown-consent", 404, "There is no such consent", "The person in the header has given no consent with this id."
+)
+TOO_MANY_CONSENTS: Final = Problem(
+    "too-many-consents", 422, "Too many consents are live", "At most 64 consents of a person are live. End one first."
+)
 FORBIDDEN: Final = Problem(
     "forbidden",
     403,
@@ -385,6 +404,10 @@ CATALOGUE: Final[tuple[Problem, ...]] = (
     WEAK_PASSWORD,
     TOO_MANY_KEYS,
     UNKNOWN_KEY,
+    UNKNOWN_PERSON,
+    NO_CONSENT,
+    UNKNOWN_CONSENT,
+    TOO_MANY_CONSENTS,
     FORBIDDEN,
     MALFORMED,
     TIMEOUT,

@@ -1,5 +1,6 @@
-"""Fixtures of the identity application for every test module of this directory."""
+"""Fixtures of the identity and score applications for every test module of this directory."""
 
 from tests.deployments.identity_house import browser, house, trust
+from tests.deployments.score_house import scores
 
-__all__ = ["browser", "house", "trust"]
+__all__ = ["browser", "house", "scores", "trust"]
