@@ -37,13 +37,14 @@ class Parameter:
     where: str
     description: str
     schema: dict[str, Any]
+    required: bool = False  # one in the path always is
 
     def document(self) -> dict[str, Any]:
         """Its OpenAPI parameter object."""
         return {
             "name": self.name,
             "in": self.where,
-            "required": self.where == "path",
+            "required": self.required or self.where == "path",
             "description": self.description,
             "schema": self.schema,
         }

@@ -273,11 +273,36 @@ UNKNOWN_CONSENT: Final = Problem(
 TOO_MANY_CONSENTS: Final = Problem(
     "too-many-consents", 422, "Too many consents are live", "At most 64 consents of a person are live. End one first."
 )
+UNKNOWN_GRANT: Final = Problem(
+    "unknown-grant",
+    404,
+    "There is no such grant",
+    "The person named by `Razao-Tax-Id` has given no grant of this id.",
+)
+UNKNOWN_ACCESS_REQUEST: Final = Problem(
+    "unknown-access-request",
+    404,
+    "There is no such request for access",
+    "Nobody has asked the person named by `Razao-Tax-Id` under this id.",
+)
+ALREADY_DECIDED: Final = Problem(
+    "already-decided",
+    409,
+    "The request for access waits no more",
+    "The person has decided otherwise, or the request has lapsed after seven days without an answer.",
+)
+TOO_MANY_ACCESS_REQUESTS: Final = Problem(
+    "too-many-access-requests",
+    422,
+    "Too many requests of yours wait for this person",
+    "At most 20 requests of one caller wait for a person's answer at a time.",
+)
 FORBIDDEN: Final = Problem(
     "forbidden",
     403,
     "The caller may not do this",
-    "The token lacks the scope, or the account belongs to somebody else.",
+    "The token lacks the scope, or what it is about belongs to somebody else who has not agreed. `lacks` says which "
+    "field lacks what, where that is the reason.",
 )
 MALFORMED: Final = Problem(
     "malformed",
@@ -408,6 +433,10 @@ CATALOGUE: Final[tuple[Problem, ...]] = (
     NO_CONSENT,
     UNKNOWN_CONSENT,
     TOO_MANY_CONSENTS,
+    UNKNOWN_GRANT,
+    UNKNOWN_ACCESS_REQUEST,
+    ALREADY_DECIDED,
+    TOO_MANY_ACCESS_REQUESTS,
     FORBIDDEN,
     MALFORMED,
     TIMEOUT,

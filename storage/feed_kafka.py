@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -28,23 +28,20 @@ _CLOSE_S: Final = 5.0
 
 
 @dataclass(slots=True)
-class KafkaSink:
-    """Sends events to `topic`, which is made with `partitions` if it is not there."""
+class TopicProducer:
+    """Sends messages to `topic`, which is made with `partitions` if it is not there."""
 
     address: KafkaAddress
-    topic: str = TOPIC
+    topic: str
     partitions: int = 8
     replication: int = 1
     send_s: float = _SEND_S
+    client_id: str = "razao"
+    headers: Sequence[tuple[str, bytes]] = ()
     _producer: AIOKafkaProducer | None = field(default=None, init=False)
 
-    @property
-    def name(self) -> str:
-        """Under which progress is kept: a topic is one whatever address it is reached at."""
-        return f"kafka:{self.topic}"
-
-    async def send(self, messages: Sequence[Message]) -> None:
-        """Return when every replica in sync has all of them.
+    async def send(self, messages: Iterable[tuple[bytes, bytes]]) -> None:
+        """Return when every replica in sync has all of the messages, given as key and value.
 
         Raises:
             SinkAway: not within `send_s`, or the broker refused.
@@ -55,22 +52,21 @@ class KafkaSink:
         except (KafkaError, OSError, TimeoutError) as error:
             # What this producer still holds must not arrive behind what another one sends again.
             await self.close()
-            raise SinkAway(f"the topic {self.topic} takes no events: {error!r}") from error
+            raise SinkAway(f"the topic {self.topic} takes nothing: {error!r}") from error
 
-    async def _send(self, producer: AIOKafkaProducer, messages: Sequence[Message]) -> None:
+    async def _send(self, producer: AIOKafkaProducer, messages: Iterable[tuple[bytes, bytes]]) -> None:
         # Batches that we fill ourselves take half of what a call and a future for each message do.
         partitions = sorted(await producer.partitions_for(self.topic))
-        choose = DefaultPartitioner()
+        choose, headers = DefaultPartitioner(), list(self.headers)
         filling: dict[int, BatchBuilder] = {}
         sent = []
-        for account, body in messages:
-            key = b"%d" % account
+        for key, body in messages:
             partition = choose(key, partitions, partitions)
             batch = filling.get(partition) or filling.setdefault(partition, producer.create_batch())
-            if batch.append(timestamp=None, key=key, value=body, headers=_HEADERS) is None:
+            if batch.append(timestamp=None, key=key, value=body, headers=headers) is None:
                 sent.append(await producer.send_batch(batch, self.topic, partition=partition))
                 batch = filling[partition] = producer.create_batch()
-                batch.append(timestamp=None, key=key, value=body, headers=_HEADERS)
+                batch.append(timestamp=None, key=key, value=body, headers=headers)
         for partition, batch in filling.items():
             sent.append(await producer.send_batch(batch, self.topic, partition=partition))
         await asyncio.gather(*sent)
@@ -88,7 +84,7 @@ class KafkaSink:
             settings = {"bootstrap_servers": self.address.bootstrap, **self.address.client_settings()}
             await self._ensure_topic(settings)
             producer = AIOKafkaProducer(
-                **settings, client_id="razao-events", enable_idempotence=True, acks="all", linger_ms=5,
+                **settings, client_id=self.client_id, enable_idempotence=True, acks="all", linger_ms=5,
                 max_batch_size=1 << 18,
             )  # fmt: skip
             self._producer = producer
@@ -106,3 +102,29 @@ class KafkaSink:
                     raise for_code(code)()
         finally:
             await admin.close()
+
+
+class KafkaSink:
+    """Sends the feed's events, keyed by their account."""
+
+    def __init__(self, address: KafkaAddress, topic: str = TOPIC, **options: Any) -> None:
+        """`options`: those of `TopicProducer`."""
+        self.topic = topic
+        self._producer = TopicProducer(address, topic, client_id="razao-events", headers=_HEADERS, **options)
+
+    @property
+    def name(self) -> str:
+        """Under which progress is kept: a topic is one whatever address it is reached at."""
+        return f"kafka:{self.topic}"
+
+    async def send(self, messages: Sequence[Message]) -> None:
+        """Return when every replica in sync has all of them.
+
+        Raises:
+            SinkAway: not in time, or the broker refused.
+        """
+        await self._producer.send((b"%d" % account, body) for account, body in messages)
+
+    async def close(self) -> None:
+        """Let go of the producer, whatever it still has to do."""
+        await self._producer.close()

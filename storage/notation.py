@@ -23,6 +23,7 @@ Instant = Annotated[
 ]
 
 _NS: Final = 1_000_000_000
+_MICROSECOND: Final = timedelta(microseconds=1)
 _last_second = (0, "1970-01-01T00:00:00")
 
 
@@ -35,3 +36,13 @@ def rfc3339(ns: int) -> str:
         prefix = (EPOCH + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S")
         _last_second = (seconds, prefix)
     return f"{prefix}.{rest // 1000:06d}Z"
+
+
+def instant(at: datetime) -> str:
+    """An `Instant` of a time that a database has kept to the microsecond."""
+    return rfc3339(microseconds(at) * 1000)
+
+
+def microseconds(at: datetime) -> int:
+    """Since 1970."""
+    return (at - EPOCH) // _MICROSECOND
