@@ -12,7 +12,7 @@ from typing import NamedTuple
 import asyncpg
 
 from actors.recovery import Windows
-from cluster import identity
+from cluster import identity, vault
 from cluster.data import DataDirectory, EngineError, Secrets
 from cluster.journals import LedgerJournal, open_journal
 from cluster.plan import Plan
@@ -145,6 +145,8 @@ async def prepare_stores(dsn: str, settings: Settings, secrets: Secrets, *, say:
         await registry.keep(_WINDOWS, json.dumps(_windows_of(settings)._asdict()).encode())
         await QueryStore(pool).create()
         await identity.prepare(pool, bytes.fromhex(secrets.ledger_key), say=say)
+        if "vault" in settings.active_tiers:
+            await vault.prepare(pool, DataDirectory(settings.data))
         return Ledger(partitions, await kept_windows(registry))
 
 

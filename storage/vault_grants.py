@@ -23,12 +23,12 @@ _LIVE: Final = (
 )
 _GIVE: Final = (
     "INSERT INTO vault.grants (id, person, grantee, fields, purpose, given_by, expires_at)"
-    " VALUES ($1, $2, $3, $4, $5, $6, now() + $7) ON CONFLICT (id) DO NOTHING"
+    " VALUES ($1, $2, $3, $4, $5, $6, now() + $7::interval) ON CONFLICT (id) DO NOTHING"
 )
 _ASK: Final = (
     "INSERT INTO vault.access_requests (id, person, asker, fields, purpose, expires_in)"
     " SELECT $1, $2, $3, $4, $5, $6 WHERE (SELECT count(*) FROM vault.access_requests WHERE person = $2 AND asker = $3"
-    " AND status = 'pending' AND created_at > now() - $7) < $8 ON CONFLICT (id) DO NOTHING"
+    " AND status = 'pending' AND created_at > now() - $7::interval) < $8 ON CONFLICT (id) DO NOTHING"
 )
 _PENDING_MAX: Final = 20
 
@@ -147,7 +147,7 @@ async def decide(session: Session, request: uuid.UUID, *, grant: uuid.UUID | Non
     """Answer a pending request: with a grant of this id, or by refusing it. None: there is none that waits."""
     decided = await session.connection.fetchrow(
         "UPDATE vault.access_requests SET status = $3, decided_at = now(), grant_id = $4"
-        " WHERE person = $1 AND id = $2 AND status = 'pending' AND created_at > now() - $5"
+        " WHERE person = $1 AND id = $2 AND status = 'pending' AND created_at > now() - $5::interval"
         " RETURNING asker, fields, purpose, expires_in",
         session.asked.subject.person, request, "refused" if grant is None else "approved", grant,
         timedelta(seconds=PENDING_S),
