@@ -26,13 +26,11 @@ from storage.consents import CONSENTS, Consents
 from storage.documents import Database, StoreAway
 from storage.documents.opening import open_database
 from storage.profiles import PROFILES, Profiles
-from storage.references import derived_key
+from storage.references import SCORE, derived_key
 
 log = logging.getLogger(__name__)
 
 COLLECTIONS: Final = (PROFILES, ACCESSES, CONSENTS)
-PURPOSE: Final = b"razao.score"
-"""Of the key of the score's own references."""
 
 _TRUST_CONNECTIONS: Final = 2
 _CONNECTIONS: Final = 8
@@ -93,7 +91,7 @@ def make_services(plan: Plan, database: Database, debts: DebtSource, verifier: V
         ping=database.ping,
         verifier=verifier,
         ledger_key=plan.ledger_key,
-        key=derived_key(plan.ledger_key, PURPOSE),
+        key=derived_key(plan.ledger_key, SCORE),
         gateway_secret=plan.secrets.gateway_secret,
         deadline_s=plan.settings.deadline_s,
         repeated_tax_ids=plan.settings.repeated_tax_ids,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -14,12 +16,9 @@ from deployments.auth.issuers import Verifier
 from deployments.serving import Application, Spec
 from deployments.vault import AUDIENCE, Services, create_app
 from storage.messages import Changes, StoredChanges
-from storage.references import derived_key
+from storage.references import SCORE, derived_key
 from storage.vault import OUTBOX_ROLE, ROLE, Secrets, Vault, dsn_as
 from storage.vault_people import People
-
-SCORE_PURPOSE: Final = b"razao.score"
-"""What the key of the score service's references is derived for: messages to it carry them."""
 
 _CONNECTIONS: Final = 6
 _TRUST_CONNECTIONS: Final = 2
@@ -34,8 +33,13 @@ async def vault_application(config: dict[str, Any]) -> Application:
     trust = Trust(plan, trusting)
     await trust.start()
     pool = await vault_pool(plan, secrets)
+    relay = None if plan.settings.kafka_bootstrap is None else asyncio.create_task(_relay(plan, secrets), name="relay")
 
     async def close() -> None:
+        if relay is not None:
+            relay.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await relay
         await trust.close()
         await pool.close()
         await trusting.close()
@@ -56,7 +60,7 @@ def make_services(
     vault = Vault(
         pool,
         lookup_key=secrets.lookup_key,
-        score_key=derived_key(plan.ledger_key, SCORE_PURPOSE),
+        score_key=derived_key(plan.ledger_key, SCORE),
         chain_key=secrets.chain_key,
     )
     settings = plan.settings
@@ -74,12 +78,30 @@ def make_services(
     return Services(**given | changes)
 
 
+async def _relay(plan: Plan, secrets: Secrets) -> None:
+    from cluster.journals import kafka_address  # noqa: PLC0415 - an engine without Kafka needs no client of it
+    from storage.feed_kafka import TopicProducer  # noqa: PLC0415
+    from storage.messages_kafka import Relay  # noqa: PLC0415
+
+    settings = plan.settings
+    producer = TopicProducer(
+        kafka_address(settings),
+        settings.kafka_changes_topic,
+        replication=settings.kafka_replication,
+        client_id="razao-vault",
+    )
+    await Relay(_outbox(plan, secrets), producer).run()
+
+
+def _outbox(plan: Plan, secrets: Secrets) -> StoredChanges:
+    return StoredChanges(dsn_as(plan.dsn, OUTBOX_ROLE, secrets.outbox_password))
+
+
 async def score_changes(plan: Plan) -> Changes:
     """Where the score service learns whose debts may have changed: the topic when there is Kafka, else the outbox."""
     settings = plan.settings
     if settings.kafka_bootstrap is None:
-        secrets = await Secrets.of(key_file(plan.data))
-        return StoredChanges(dsn_as(plan.dsn, OUTBOX_ROLE, secrets.outbox_password))
+        return _outbox(plan, await Secrets.of(key_file(plan.data)))
     from cluster.journals import kafka_address  # noqa: PLC0415 - an engine without Kafka needs no client of it
     from storage.messages_kafka import KafkaChanges  # noqa: PLC0415
 
@@ -100,4 +122,5 @@ def vault_spec(plan: Plan) -> Spec:
         max_in_progress=64,
         max_waiting=128,
         target_in_progress=16.0,
+        log_directory=str(plan.data.log),
     )

@@ -16,6 +16,7 @@ from deployments.auth.middleware import AuthenticationMiddleware, BearerBackend,
 from deployments.auth.network import NetworkMiddleware
 from deployments.auth.tokens import KeysUnavailable
 from deployments.edge import Edge
+from deployments.logs import AccessLog
 from deployments.problems import UNAVAILABLE, ProblemError
 from deployments.service import Service, public_paths
 from deployments.vault_call import Call
@@ -40,7 +41,8 @@ def create_app(services: Services) -> ASGIApp:
     # Whether we are well is asked from this machine, which need not be among those who may enter.
     entered = NetworkMiddleware(secured, services.networks, exempt=(HEALTH,))
     guarded = GatewayMiddleware(entered, services.gateway_secret)
-    return Edge(guarded, deadline_s=services.deadline_s, translate=translate)
+    access = AccessLog(all_answers=True)
+    return Edge(guarded, deadline_s=services.deadline_s, translate=translate, access=access)
 
 
 def translate(error: Exception) -> ProblemError | None:

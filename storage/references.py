@@ -7,6 +7,10 @@ somebody cannot be joined by the reference.
 from __future__ import annotations
 
 from hashlib import blake2b
+from typing import Final
+
+SCORE: Final = b"razao.score"
+"""What the key of the score service's references is derived for; the vault's messages to it carry them."""
 
 
 def derived_key(ledger_key: bytes, purpose: bytes) -> bytes:
