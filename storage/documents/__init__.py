@@ -129,3 +129,24 @@ async def update(documents: Documents, id_: bytes, change: Callable[[Body | None
         if done:
             return wanted
     raise StoreAway(f"a document was changed by others {_TRIES} times in a row")
+
+
+async def update_many(
+    documents: Documents, ids: Iterable[bytes], change: Callable[[bytes, Body | None], Body | None]
+) -> None:
+    """Change many documents, each for itself as `update` does; `change` is given the id as well.
+
+    Raises:
+        StoreAway: the store is, or others change one of them without end. Some may have been changed.
+    """
+    left = set(ids)
+    for _ in range(_TRIES):
+        if not left:
+            return
+        found = await documents.get_many(left)
+        wanted = {id_: change(id_, found[id_].body if id_ in found else None) for id_ in left}
+        new = [(id_, body) for id_, body in wanted.items() if body is not None and id_ not in found]
+        old = [one._replace(body=body) for id_, one in found.items() if (body := wanted[id_]) is not None]
+        left = (await documents.insert_many(new) if new else set()) | {one.id for one in old}
+        left -= await documents.replace_many(old) if old else set()
+    raise StoreAway(f"documents were changed by others {_TRIES} times in a row")

@@ -15,7 +15,7 @@ import pytest
 
 from cluster.postgres import PostgresServer
 from cluster.services.mongo import MongoServer
-from storage.documents import Body, Database, Document, Documents, StoreAway, update
+from storage.documents import Body, Database, Document, Documents, StoreAway, update, update_many
 from storage.documents.opening import open_database
 from tests.conftest import Server, free_port
 
@@ -156,6 +156,19 @@ async def test_concurrent_updates_of_one_document_lose_nothing(people: Documents
     assert (found.version, found.body) == (12, {"n": 12})
     assert await update(people, A, lambda _: None) is None
     assert await people.get(A) == found
+
+
+async def test_concurrent_updates_of_many_documents_lose_nothing_and_leave_the_others(
+    people: Documents,
+) -> None:
+    ids = [A, B, C]
+    await people.insert(C, {"stays": True})
+
+    def counted(id_: bytes, body: Body | None) -> Body | None:
+        return None if id_ == C else {"n": (body or {"n": 0})["n"] + 1}
+
+    await asyncio.gather(*(update_many(people, each, counted) for each in (ids, ids[::-1], ids, [B], [A])))
+    assert {one.id: one.body for one in await people.scan(b"", 9)} == {A: {"n": 4}, B: {"n": 4}, C: {"stays": True}}
 
 
 async def test_the_name_of_a_collection_is_no_place_for_statements(store: Database) -> None:

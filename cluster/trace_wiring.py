@@ -1,0 +1,88 @@
+"""The trace's part of the composition root: its application, and what runs beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from importlib.metadata import version
+from typing import Any, Final
+
+from cluster.documents import open_documents
+from cluster.plan import Plan
+from deployments.auth.basic import BasicBackend
+from deployments.identity_passwords import Passwords
+from deployments.metrics import Figure
+from deployments.serving import Application, Spec
+from deployments.trace import create_app
+from deployments.trace_answers import Answers
+from deployments.trace_calls import Services
+from deployments.trace_queries import LastQueries
+from storage.documents import Database
+from storage.trace_users import TraceUsers
+from storage.traces import Traces, trace_key
+
+REALM: Final = "trace"
+
+
+def make_services(plan: Plan, database: Database) -> Services:
+    """What the application stands on. `queries.run` and `backend.keep_looking` must run beside it."""
+    settings = plan.settings
+    traces = Traces(database)
+    queries = LastQueries(traces)
+    return Services(
+        traces=traces,
+        backend=BasicBackend(TraceUsers(database), Passwords(threads=settings.password_threads), REALM),
+        queries=queries,
+        answers=Answers(traces, queries),
+        key=trace_key(plan.ledger_key),
+        gateway_secret=plan.secrets.gateway_secret,
+        deadline_s=settings.deadline_s,
+        repeated_tax_ids=settings.repeated_tax_ids,
+    )
+
+
+async def trace_application(config: dict[str, Any]) -> Application:
+    """The factory that a replica calls on its own loop. `config`: where the plan lies."""
+    plan = await Plan.taken_up(config)
+    database = await open_documents(plan.settings, plan.dsn)
+    services = make_services(plan, database)
+    beside = [
+        asyncio.create_task(services.queries.run(), name="last queries"),
+        asyncio.create_task(services.backend.keep_looking(), name="users"),
+    ]
+
+    async def close() -> None:
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
+        with contextlib.suppress(Exception):  # it has said in the log what is lost
+            await services.queries.stop()
+        services.backend.close()
+        await database.close()
+
+    return Application(create_app(services), close=close, figures=lambda: figures(services.queries))
+
+
+def figures(queries: LastQueries) -> list[Figure]:
+    """What metrics show of the last queries, which are written behind."""
+    return [
+        Figure("razao_trace_queries_waiting", "People whose last query is not written yet.", queries.waiting),
+        Figure("razao_trace_queries_dropped", "Last queries given up unwritten.", queries.dropped, counter=True),
+    ]
+
+
+def trace_spec(plan: Plan) -> Spec:
+    """The trace application as it is deployed."""
+    return Spec(
+        name="trace",
+        factory=trace_application,
+        config=plan.handed_down(),
+        port=plan.trace_port,
+        route_prefix=None,
+        version=version("razao"),
+        replicas_min=1,
+        replicas_max=plan.settings.trace_replicas_max,
+        log_directory=str(plan.data.log),
+        max_in_progress=256,
+        max_waiting=512,
+    )

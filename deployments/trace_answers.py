@@ -1,0 +1,93 @@
+"""Answers about people, remembered as bytes for at most a second.
+
+Whoever asks about the same person within that second gets the same answer, which says how old it is. Concurrent
+questions about people who are not remembered share one look into the store.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from deployments.payments_transfers import KIND_NAMES
+from deployments.trace_queries import LastQueries
+from deployments.trace_schema import CardPurchase, LastQuery, Movement, Person
+from storage import traces
+from storage.events import Kind
+from storage.gathering import Gathering
+from storage.notation import rfc3339
+from storage.query_store import LEG_ENTRY
+from storage.traces import Trace, Traces
+
+LIFE_S: Final = 1.0
+_KEPT_MAX: Final = 20_000
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class Kept(NamedTuple):
+    """An answer. `read`: when what it says was looked up, time.monotonic seconds."""
+
+    read: float
+    body: bytes
+
+
+class Answers:
+    """Makes answers, and remembers them."""
+
+    def __init__(self, store: Traces, queries: LastQueries) -> None:
+        self._store = store
+        self._queries = queries
+        self._gathered = Gathering(self._look_up)
+        self._kept: dict[bytes, Kept] = {}
+
+    def kept(self, person: bytes, now: float) -> Kept | None:
+        """The answer about a person (a reference), if it is young enough at `now` (time.monotonic seconds)."""
+        found = self._kept.get(person)
+        return found if found is not None and now - found.read < LIFE_S else None
+
+    async def about(self, person: bytes) -> Kept:
+        """A new one. Raises StoreAway."""
+        return await self._gathered(person)
+
+    async def _look_up(self, people: list[bytes]) -> Sequence[Kept]:
+        read, at = time.monotonic(), time.time_ns()
+        wanted = list(dict.fromkeys(people))
+        found = dict(zip(wanted, await self._store.read(wanted), strict=True))
+        if len(self._kept) + len(found) > _KEPT_MAX:
+            self._kept.clear()
+        for person, trace in found.items():
+            self._kept[person] = Kept(read, _encode(self._answer(person, trace, at)))
+        return [self._kept[person] for person in people]
+
+    def _answer(self, person: bytes, trace: Trace, at: int) -> Person:
+        query = self._queries.latest(person, trace.query)
+        purchase = trace.purchase
+        return Person(
+            last_query=None if query is None else last_query(query),
+            movements=list(map(_movement, trace.movements)),
+            last_card_purchase=None
+            if purchase is None
+            else CardPurchase(purchase.id, purchase.merchant, purchase.amount, rfc3339(purchase.at)),
+            as_of=rfc3339(at),
+        )
+
+
+def last_query(query: traces.Query) -> LastQuery:
+    """As clients see it."""
+    return LastQuery(rfc3339(query.at), query.address, query.user)
+
+
+def _movement(one: traces.Movement) -> Movement:
+    kind: Any = KIND_NAMES[Kind(one.kind % LEG_ENTRY)]
+    digits = one.transfer
+    return Movement(
+        transfer=f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}",
+        account=str(one.account),
+        kind=kind,
+        side="credit" if one.amount > 0 else "debit",
+        amount=abs(one.amount),
+        at=rfc3339(one.at),
+    )

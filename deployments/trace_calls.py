@@ -1,0 +1,162 @@
+"""The trace's calls: what the table of operations names, and what each does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+from starlette.types import Receive, Scope
+
+from deployments.auth.basic import BasicBackend
+from deployments.json_body import decode_unchecked, refuse_repeated_keys, text
+from deployments.openapi import Operation, Parameter
+from deployments.payments_call import read_instant
+from deployments.problems import INVALID_AMOUNT, INVALID_TAX_ID, NOT_FOUND, ProblemError, malformed
+from deployments.request import JSON, TAX_ID, Answer, Request, json_answer
+from deployments.tax_id import read_tax_id
+from deployments.trace_answers import Answers, Kept, last_query
+from deployments.trace_queries import LastQueries
+from deployments.trace_schema import (
+    AMOUNT_MAX,
+    PURCHASES_MAX,
+    LastQuery,
+    NewPurchase,
+    NewPurchases,
+    Person,
+    PurchaseResult,
+    PurchaseResults,
+)
+from storage.references import person_reference
+from storage.traces import Purchase, Query, Traces
+
+PREFIX: Final = "/trace/v1"
+PERSON: Final = f"{PREFIX}/person"
+_BODY_BYTES_MAX: Final = 512 << 10
+_AHEAD_NS: Final = 300 * 10**9
+_NO_STORE: Final = (b"cache-control", b"private, max-age=1")
+_AGES: Final = tuple((b"age", b"%d" % seconds) for seconds in range(3))
+_purchases: Final = msgspec.json.Decoder(NewPurchases)
+
+
+@dataclass(slots=True)
+class Services:
+    """What the application stands on. `key`: of the references to people."""
+
+    traces: Traces
+    backend: BasicBackend
+    queries: LastQueries
+    answers: Answers
+    key: bytes
+    gateway_secret: str | None = None
+    deadline_s: float = 10.0
+    repeated_tax_ids: bool = False
+
+
+class Call(Request):
+    """One request."""
+
+    __slots__ = ("services",)
+
+    def __init__(self, services: Services, scope: Scope, receive: Receive, path: Mapping[str, str]) -> None:
+        super().__init__(scope, receive, path)
+        self.services = services
+
+    def person(self) -> bytes:
+        """The reference of the person whom the request is about."""
+        services = self.services
+        return person_reference(services.key, self.tax_id(repeated=services.repeated_tax_ids))
+
+
+async def get_person(call: Call) -> Answer:
+    """What there is of a person; the question itself becomes the last one, and is written behind."""
+    call.query()
+    person = call.person()
+    answers = call.services.answers
+    found = answers.kept(person, time.monotonic()) or await answers.about(person)
+    note(call.services, person, call.address, call.identified().subject)
+    return person_answer(found)
+
+
+def note(services: Services, person: bytes, address: str, user: str) -> None:
+    """Somebody asks about a person."""
+    services.queries.note(person, Query(time.time_ns(), address, user))
+
+
+def person_answer(found: Kept) -> Answer:
+    """The answer, with its age in whole seconds (RFC 9111, 5.1)."""
+    age = _AGES[min(int(time.monotonic() - found.read), len(_AGES) - 1)]
+    return Answer(200, found.body, [JSON, _NO_STORE, age])
+
+
+async def get_last_query(call: Call) -> Answer:
+    """Who asked last. Asking for that is no question about the person."""
+    call.query()
+    person = call.person()
+    services = call.services
+    found = services.queries.latest(person, await services.traces.last_query(person))
+    if found is None:
+        raise ProblemError(NOT_FOUND, "Nobody has asked about this person")
+    return json_answer(200, last_query(found), [JSON, (b"cache-control", b"no-store")])
+
+
+async def add_purchases(call: Call) -> Answer:
+    """Store purchases; an id that is known is stored once."""
+    call.query()
+    call.expect_json()
+    data = await call.body(_BODY_BYTES_MAX)
+    given = decode_unchecked(data, _purchases).purchases
+    refuse_repeated_keys(data, 1 + len(NewPurchase.__struct_fields__) * len(given))
+    if not 1 <= len(given) <= PURCHASES_MAX:
+        raise malformed("purchases", f"There are 1 to {PURCHASES_MAX} purchases")
+    latest = time.time_ns() + _AHEAD_NS
+    purchases = [_purchase(call.services, one, f"purchases[{index}]", latest) for index, one in enumerate(given)]
+    if len({one.id for _, one in purchases}) < len(purchases):
+        raise malformed("purchases", "An id is there twice")
+    outcomes = await call.services.traces.add_purchases(purchases)
+    results = [PurchaseResult(one.id, outcome.value) for one, outcome in zip(given, outcomes, strict=True)]
+    return json_answer(200, PurchaseResults(results))
+
+
+def _purchase(services: Services, given: NewPurchase, where: str, latest: int) -> tuple[bytes, Purchase]:
+    if not 1 <= given.amount <= AMOUNT_MAX:
+        raise ProblemError(INVALID_AMOUNT, INVALID_AMOUNT.title, field=f"{where}.amount")
+    at = read_instant(given.at, f"{where}.at")
+    if at > latest:
+        raise malformed(f"{where}.at", "This is in the future")
+    tax_id = read_tax_id(given.tax_id, f"{where}.tax_id", repeated=services.repeated_tax_ids)
+    one = Purchase(text(given.id, f"{where}.id", 64), text(given.merchant, f"{where}.merchant", 120), given.amount, at)
+    return person_reference(services.key, tax_id), one
+
+
+_WHO: Final = Parameter(
+    TAX_ID, "header", "CPF or CNPJ of the person, with or without punctuation.",
+    {"type": "string", "examples": ["529.982.247-25"]},
+)  # fmt: skip
+
+
+def operations() -> tuple[Operation, ...]:
+    """The table."""
+    return (
+        Operation(
+            "GET", PERSON, "getPerson", "What there is of a person",
+            "Who asked about them last before this question, the newest movements of their accounts, and their last "
+            "card purchase. Of somebody unknown: nothing of each. The answer may be up to a second old: `as_of` and "
+            "the header `Age` say how old.", get_person, scope="", response=Person, parameters=(_WHO,),
+            problems=(INVALID_TAX_ID,), response_headers=(("Age", "Whole seconds since `as_of`."),),
+        ),
+        Operation(
+            "GET", f"{PREFIX}/last-query", "getLastQuery", "Who asked about a person last",
+            "Asking for this does not count as a question about the person.", get_last_query, scope="",
+            response=LastQuery, parameters=(_WHO,), problems=(INVALID_TAX_ID, NOT_FOUND),
+        ),
+        Operation(
+            "POST", f"{PREFIX}/card-purchases", "addCardPurchases", "Store purchases by card",
+            "Up to 1,000. A purchase whose id is known is not stored again, so the call can be repeated; the other "
+            "purchases of the call are stored whatever becomes of one. The person's last purchase is the one of the "
+            "latest `at`.", add_purchases, scope="", request=NewPurchases, response=PurchaseResults,
+            problems=(INVALID_TAX_ID, INVALID_AMOUNT),
+        ),
+    )  # fmt: skip
