@@ -1,33 +1,35 @@
-"""Where the documents of the score and the trace are: opened as the settings say, and made ready before use."""
+"""Where the documents of the score and the trace are: opened as the settings say, with the collections in place."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Iterable
 from typing import Final
 
 from cluster.settings import Settings
-from storage import trace_users, traces
 from storage.documents import Database, StoreAway
 from storage.documents.opening import open_database
 
-COLLECTIONS: Final[dict[str, tuple[str, ...]]] = {"score": (), "trace": (*traces.COLLECTIONS, *trace_users.COLLECTIONS)}
-"""The collections of each tier."""
+log = logging.getLogger(__name__)
+
+_CONNECTIONS: Final = 8
 
 
-async def open_documents(settings: Settings, dsn: str) -> Database:
-    """The database, to be closed by the caller. `dsn`: of the PostgreSQL that serves where there is no MongoDB."""
-    return await open_database(
-        dsn, mongo_url=settings.mongo_url, driver=settings.mongo_driver.value, name=settings.mongo_database
+async def open_documents(settings: Settings, dsn: str, collections: Iterable[str]) -> Database:
+    """The documents' database, to be closed by the caller, with `collections` where it can be reached now.
+
+    MongoDB makes a collection at the first write, so one that is away only makes requests fail until it is back.
+    `dsn`: of the PostgreSQL that serves where there is no MongoDB.
+    """
+    database = await open_database(
+        dsn,
+        mongo_url=settings.mongo_url,
+        driver=settings.mongo_driver,
+        name=settings.mongo_database,
+        connections=_CONNECTIONS,
     )
-
-
-async def prepare_documents(settings: Settings, dsn: str, *, say: Callable[[str], None]) -> None:
-    """Make the collections of the tiers that run. MongoDB makes them by itself, so it may be away."""
-    names = [name for tier in settings.active_tiers for name in COLLECTIONS.get(tier, ())]
-    database = await open_documents(settings, dsn)
     try:
-        await database.create(names)
-    except StoreAway:
-        say("MongoDB does not answer yet; score and trace answer 503 until it does")
-    finally:
-        await database.close()
+        await database.create(collections)
+    except StoreAway as error:
+        log.warning("the store of documents does not answer yet: %s", error)
+    return database

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import ssl
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
@@ -11,6 +10,7 @@ from typing import Any, Final
 import asyncpg
 import httpx
 
+from cluster.documents import open_documents
 from cluster.identity import SCORE_CLIENT, score_client_secret
 from cluster.identity_wiring import Trust
 from cluster.plan import Plan
@@ -23,38 +23,14 @@ from deployments.score_services import Services
 from deployments.serving import Application, Spec
 from storage.accesses import ACCESSES, Accesses
 from storage.consents import CONSENTS, Consents
-from storage.documents import Database, StoreAway
-from storage.documents.opening import open_database
+from storage.documents import Database
 from storage.profiles import PROFILES, Profiles
 from storage.references import SCORE, derived_key
-
-log = logging.getLogger(__name__)
 
 COLLECTIONS: Final = (PROFILES, ACCESSES, CONSENTS)
 
 _TRUST_CONNECTIONS: Final = 2
-_CONNECTIONS: Final = 8
 _CALLS: Final = httpx.Limits(max_connections=32, max_keepalive_connections=8, keepalive_expiry=30.0)
-
-
-async def open_documents(plan: Plan) -> Database:
-    """The documents' database of the settings, with our collections where it can be reached now.
-
-    MongoDB makes a collection at the first write, so one that is away only makes requests fail until it is back.
-    """
-    settings = plan.settings
-    database = await open_database(
-        plan.dsn,
-        mongo_url=settings.mongo_url,
-        driver=settings.mongo_driver,
-        name=settings.mongo_database,
-        connections=_CONNECTIONS,
-    )
-    try:
-        await database.create(COLLECTIONS)
-    except StoreAway as error:
-        log.warning("the store of profiles does not answer yet: %s", error)
-    return database
 
 
 class VaultCalls:
@@ -105,7 +81,7 @@ async def score_application(config: dict[str, Any]) -> Application:
     pool = await asyncpg.create_pool(plan.dsn, min_size=1, max_size=_TRUST_CONNECTIONS)
     trust = Trust(plan, pool)
     await trust.start()
-    database = await open_documents(plan)
+    database = await open_documents(plan.settings, plan.dsn, COLLECTIONS)
     closing: list[Callable[[], Awaitable[None]]] = []
     debts: DebtSource = NoVault()
     breakers: tuple[Breaker, ...] = ()

@@ -14,7 +14,6 @@ import asyncpg
 from actors.recovery import Windows
 from cluster import identity, vault
 from cluster.data import DataDirectory, EngineError, Secrets
-from cluster.documents import prepare_documents
 from cluster.journals import LedgerJournal, open_journal
 from cluster.plan import Plan
 from cluster.postgres import PostgresError, PostgresServer
@@ -148,7 +147,6 @@ async def prepare_stores(dsn: str, settings: Settings, secrets: Secrets, *, say:
         await identity.prepare(pool, bytes.fromhex(secrets.ledger_key), say=say)
         if "vault" in settings.active_tiers:
             await vault.prepare(pool, DataDirectory(settings.data))
-        await prepare_documents(settings, dsn, say=say)
         return Ledger(partitions, await kept_windows(registry))
 
 

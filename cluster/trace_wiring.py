@@ -17,23 +17,25 @@ from deployments.trace import create_app
 from deployments.trace_answers import Answers
 from deployments.trace_calls import Services
 from deployments.trace_queries import LastQueries
+from storage import trace_users, traces
 from storage.documents import Database
 from storage.trace_users import TraceUsers
 from storage.traces import Traces, trace_key
 
+COLLECTIONS: Final = (*traces.COLLECTIONS, *trace_users.COLLECTIONS)
 REALM: Final = "trace"
 
 
 def make_services(plan: Plan, database: Database) -> Services:
     """What the application stands on. `queries.run` and `backend.keep_looking` must run beside it."""
     settings = plan.settings
-    traces = Traces(database)
-    queries = LastQueries(traces)
+    store = Traces(database)
+    queries = LastQueries(store)
     return Services(
-        traces=traces,
+        traces=store,
         backend=BasicBackend(TraceUsers(database), Passwords(threads=settings.password_threads), REALM),
         queries=queries,
-        answers=Answers(traces, queries),
+        answers=Answers(store, queries),
         key=trace_key(plan.ledger_key),
         gateway_secret=plan.secrets.gateway_secret,
         deadline_s=settings.deadline_s,
@@ -44,7 +46,7 @@ def make_services(plan: Plan, database: Database) -> Services:
 async def trace_application(config: dict[str, Any]) -> Application:
     """The factory that a replica calls on its own loop. `config`: where the plan lies."""
     plan = await Plan.taken_up(config)
-    database = await open_documents(plan.settings, plan.dsn)
+    database = await open_documents(plan.settings, plan.dsn, COLLECTIONS)
     services = make_services(plan, database)
     beside = [
         asyncio.create_task(services.queries.run(), name="last queries"),
