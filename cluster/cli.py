@@ -98,6 +98,8 @@ def status(data: Data = None, as_json: Json = False) -> None:
 def _show_status(found: dict[str, Any]) -> None:
     state = "[green]ready[/]" if found["ready"] else "[red]not ready[/]"
     out.print(f"{found['url'] or 'not running'}  {state}  journal: {found['journal']}  dashboard: {found['dashboard']}")
+    for name, answers in found["applications"].items():
+        out.print(f"{name}: {'[green]ready[/]' if answers else '[red]not ready[/]'}")
     shards = Table("shard", "pid", "epoch", "offset", "accounts", "transfers", title="Shards", title_justify="left")
     for one in found["shards"]:
         shards.add_row(*(str(one[key]) for key in ("name", "pid", "epoch", "offset", "accounts", "transfers")))

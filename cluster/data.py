@@ -56,6 +56,7 @@ class Running:
     pid: int
     url: str
     tls_url: str | None
+    vault_url: str | None
     journal: str
     shards: int
     dsn: str

@@ -43,11 +43,13 @@ def deploy(plan: Plan) -> None:
     from actors.account_shard import start_shard  # noqa: PLC0415
     from actors.directory import start_directory  # noqa: PLC0415
     from actors.projector import start_projector  # noqa: PLC0415
-    from cluster.identity_wiring import identity_spec  # noqa: PLC0415
-    from cluster.wiring import payments_spec, projector_config, shard_config  # noqa: PLC0415
+    from cluster.applications import specs  # noqa: PLC0415
+    from cluster.wiring import projector_config, shard_config  # noqa: PLC0415
     from deployments import serving  # noqa: PLC0415
 
-    say(f"starting {plan.partitions} shards, the projector, the payments and the identity application")
+    applications = specs(plan)
+    names = ", ".join(spec.name for spec in applications)
+    say(f"starting {plan.partitions} shards, the projector and the applications: {names}")
     configs = [shard_config(plan, partition) for partition in range(plan.partitions)]
     for config in configs:
         if config.last_words is not None:
@@ -58,8 +60,7 @@ def deploy(plan: Plan) -> None:
     for shard, config in zip(shards, configs, strict=True):
         _await_shard(shard, config)
     serving.start(proxy_port=plan.application_port if plan.settings.ingress is Ingress.SERVE else 0)
-    serving.run(payments_spec(plan))
-    serving.run(identity_spec(plan))
+    serving.run_all(applications)
     ray.get(projector.stats.remote(), timeout=_READY_S)
 
 

@@ -11,11 +11,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Final
 
 from cluster.data import DataDirectory, EngineError
 from cluster.plan import Plan
 from cluster.ray_node import RayNode
 from cluster.settings import Settings
+
+_FIXED: Final = ("ingress", "transport", "tiers", "vault_port", "vault_allowlist", "vault_client_ca")
+"""What the gateway and the shards were started with."""
 
 
 def redeploy(settings: Settings, *, say: Callable[[str], None]) -> None:
@@ -28,7 +32,7 @@ def redeploy(settings: Settings, *, say: Callable[[str], None]) -> None:
     if data.holder() is None or data.running() is None:
         raise EngineError(f"no engine runs on {data.root}; start one with `razao up`")
     current = Plan.load(data)
-    fixed = {name: getattr(current.settings, name) for name in ("ingress", "transport")}
+    fixed = {name: getattr(current.settings, name) for name in _FIXED}
     plan = dataclasses.replace(current, settings=settings.model_copy(update=fixed | current.journal_settings()))
     done = subprocess.run(
         [sys.executable, "-m", "cluster.deploy"],

@@ -12,7 +12,8 @@ import httpx
 from actors.ray_calls import actor_name
 from actors.shard_client import ShardClient, ShardUnavailable
 from cluster import processes
-from cluster.data import DataDirectory, Running
+from cluster.applications import checks, trouble
+from cluster.data import DataDirectory
 from cluster.journals import open_journal
 from cluster.plan import Plan
 from cluster.ray_node import RayNode
@@ -39,18 +40,21 @@ async def collect(data: DataDirectory) -> dict[str, Any]:
         "journal": None,
         "kafka": None,
         "tls_url": None,
+        "vault_url": None,
         "dashboard": None,
         "started_at": None,
+        "applications": {},
         "shards": [],
         "projection": {"lag": None},
     }
     if running is not None:
         found |= {"url": running.url, "journal": running.journal, "tls_url": running.tls_url}
+        found |= {"vault_url": running.vault_url}
         plan = Plan.load(data)
         found |= {"kafka": plan.settings.kafka_bootstrap}
         found |= {"dashboard": running.dashboard_url, "started_at": running.started_at}
-        ready, shards, lag = await asyncio.gather(_ready(running), _shards(data), _lag(plan))
-        found |= {"ready": ready, "shards": shards, "projection": {"lag": lag}}
+        ready, shards, lag = await asyncio.gather(_ready(plan), _shards(data), _lag(plan))
+        found |= {"ready": all(ready.values()), "applications": ready, "shards": shards, "projection": {"lag": lag}}
     listed = await asyncio.to_thread(processes.listing, secrets.engine, RayNode(data.ray))
     if holder:
         listed.insert(0, processes.Process(holder, "supervisor", "razao up"))
@@ -60,12 +64,12 @@ async def collect(data: DataDirectory) -> dict[str, Any]:
     return found
 
 
-async def _ready(running: Running) -> bool:
+async def _ready(plan: Plan) -> dict[str, bool]:
+    """By application, whether it can answer."""
+    asked = checks(plan)
     async with httpx.AsyncClient(timeout=_TIMEOUT_S, trust_env=False) as client:
-        try:
-            return (await client.get(f"{running.url}/healthz")).status_code == httpx.codes.OK
-        except httpx.HTTPError:
-            return False
+        found = await asyncio.gather(*(trouble(client, one) for one in asked))
+    return {one.application: why is None for one, why in zip(asked, found, strict=True)}
 
 
 async def _shards(data: DataDirectory) -> list[dict[str, Any]]:

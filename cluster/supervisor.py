@@ -14,14 +14,13 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
-import httpx
-
-from cluster import deploy, processes
+from cluster import applications, deploy, processes
 from cluster.certificates import CertificateError, check_certificate, ensure_certificate
 from cluster.data import DataDirectory, EngineError, Running, Secrets
-from cluster.gateway import Application, Gateway, GatewayConfig, GatewayError
-from cluster.plan import Plan
+from cluster.gateway import Application, Door, Gateway, GatewayConfig, GatewayError
+from cluster.plan import Plan, loopback_of
 from cluster.postgres import PostgresError, PostgresServer
 from cluster.ray_node import RayNode, RayNodeError
 from cluster.services.kafka import KafkaError, KafkaServer
@@ -90,6 +89,7 @@ class Supervisor:
         port, tls_port = self._choose_ports()
         postgres_port, application_port = processes.free_ports(1)[0], self._hold_application_port()
         identity_port = self._hold_port()
+        tier_ports = {f"{tier}_port": self._hold_port() for tier in self._settings.active_tiers}
         os.environ[processes.MARK] = secrets.engine  # inherited by whatever is started from here on
 
         ensure_keys(self.data.keys)
@@ -111,6 +111,8 @@ class Supervisor:
             application_port=application_port,
             identity_port=identity_port,
             public_url=settings.public_url or f"http://{settings.host}:{port}",
+            gateway_url=f"http://{loopback_of(settings.host)}:{port}",
+            **tier_ports,
         )
         await self._deploy(plan)
 
@@ -119,8 +121,9 @@ class Supervisor:
         self._leave_door()
         await asyncio.to_thread(self._gateway.start)
         self.data.publish(self._running(plan, port, tls_port))
-        await self._await_ready(port)
-        self._announce(port, tls_port)
+        if (why := await applications.await_ready(plan, _READY_S)) is not None:
+            raise EngineError(f"the engine was not ready after {_READY_S:.0f} s: {why}; logs are in {self.data.log}")
+        self._announce(plan, port, tls_port)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch(plan))
             group.create_task(ShardWatch(self.data, settings.shard_stall_s, say=self._say).run())
@@ -168,12 +171,13 @@ class Supervisor:
 
     def _choose_ports(self) -> tuple[int, int]:
         host, port, tls_port = self._settings.host, self._settings.port, self._settings.tls_port
-        for wanted, option in ((port, "--port"), (tls_port, "--tls-port")):
+        vault_port = self._settings.vault_port if "vault" in self._settings.active_tiers else 0
+        for wanted, option in ((port, "--port"), (tls_port, "--tls-port"), (vault_port, "--vault-port")):
             if wanted and not processes.port_is_free(host, wanted):
                 raise EngineError(f"port {wanted} on {host} is taken; choose another one with {option}")
         # Held until the gateway takes them over: in between, any connection of this machine could get one of them.
         try:
-            self._door = [shared_socket(host, wanted) for wanted in ([port, tls_port] if tls_port else [port])]
+            self._door = [shared_socket(host, wanted) for wanted in (port, *filter(None, (tls_port, vault_port)))]
         except OSError as error:
             raise EngineError(f"the gateway's ports on {host} cannot be had: {error.strerror}") from error
         return int(self._door[0].getsockname()[1]), tls_port
@@ -222,13 +226,12 @@ class Supervisor:
 
     def _gateway_config(self, port: int, tls_port: int, plan: Plan) -> GatewayConfig:
         settings = self._settings
-        certificate = None
-        if tls_port:
-            certificate = settings.tls_certificate
-            if certificate is None:
-                certificate = ensure_certificate(self.data.root / "tls")
-            else:
-                check_certificate(certificate)
+        certificate = self._certificate() if tls_port or plan.vault_port else None
+        tiers = {"score": plan.score_port, "trace": plan.trace_port}
+        doors = []
+        if plan.vault_port and certificate is not None:
+            vault = Application("vault", plan.vault_port, prefixes=("/vault",), networks=settings.vault_networks)
+            doors = [Door(vault, settings.vault_port, certificate, settings.vault_client_ca)]
         return GatewayConfig(
             engine=f"razao-{plan.secrets.engine}",
             host=settings.host,
@@ -237,12 +240,22 @@ class Supervisor:
             certificate=certificate,
             applications=[
                 Application("identity", plan.identity_port, prefixes=("/auth", "/oauth", "/.well-known")),
+                *(Application(tier, at, prefixes=(f"/{tier}",)) for tier, at in tiers.items() if at),
                 Application("payments", plan.application_port),
             ],
+            doors=doors,
             secret=plan.secrets.gateway_secret,
             run_dir=self.data.run,
             per_address_rate=settings.per_address_rate,
         )
+
+    def _certificate(self) -> Path:
+        """The operator's, or one of our own."""
+        given = self._settings.tls_certificate
+        if given is None:
+            return ensure_certificate(self.data.root / "tls")
+        check_certificate(given)
+        return given
 
     def _running(self, plan: Plan, port: int, tls_port: int) -> Running:
         assert self._ray is not None  # noqa: S101 - started before
@@ -251,6 +264,7 @@ class Supervisor:
             pid=os.getpid(),
             url=f"http://{host}:{port}",
             tls_url=f"https://{host}:{tls_port}" if tls_port else None,
+            vault_url=f"https://{host}:{self._settings.vault_port}" if plan.vault_port else None,
             journal=self._settings.journal,
             shards=plan.partitions,
             dsn=plan.dsn,
@@ -262,29 +276,14 @@ class Supervisor:
             ingress=self._settings.ingress,
         )
 
-    async def _await_ready(self, port: int) -> None:
-        base, last = f"http://{self._settings.host}:{port}", ""
-        waiting = ["/healthz", "/auth/healthz"]
-        async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
-            deadline = asyncio.get_running_loop().time() + _READY_S
-            while asyncio.get_running_loop().time() < deadline:
-                try:
-                    answer = await client.get(base + waiting[0])
-                    last = answer.text
-                    if answer.status_code == httpx.codes.OK:
-                        waiting.pop(0)
-                    if not waiting:
-                        return
-                except httpx.HTTPError as error:
-                    last = repr(error)
-                await asyncio.sleep(0.05)
-        raise EngineError(f"the engine was not ready after {_READY_S:.0f} s: {last}; logs are in {self.data.log}")
-
-    def _announce(self, port: int, tls_port: int) -> None:
+    def _announce(self, plan: Plan, port: int, tls_port: int) -> None:
         assert self._ray is not None  # noqa: S101 - started before
         host = self._settings.host
         if tls_port:
             self._say(f"HTTPS on https://{host}:{tls_port} (certificate: {self.data.root / 'tls'})")
+        if plan.vault_port:
+            who = ", ".join(self._settings.vault_networks)
+            self._say(f"vault on https://{host}:{self._settings.vault_port} for {who}")
         if self._kafka is not None:
             self._say(
                 f"Kafka on {self._kafka.bootstrap} (SCRAM over SASL_PLAINTEXT, see {self.data.kafka / 'password'})"

@@ -7,6 +7,7 @@ of them through `record_autoscaling_stats`, `check_health` and `__del__`.
 
     start()       Serve itself, with or without its proxies
     run(spec)     an application, new or changed: replicas are replaced one after the other, without losing a request
+    run_all(…)    several of them, all at once
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,6 +104,11 @@ def start(*, proxy_host: str = "127.0.0.1", proxy_port: int = 0) -> None:
 def run(spec: Spec) -> DeploymentHandle[Any]:
     """Deploy, and return when every replica serves. Of an unchanged spec it leaves the replicas alone."""
     return serve.run(deployment(spec), name=spec.name, route_prefix=spec.route_prefix)
+
+
+def run_all(specs: Sequence[Spec]) -> None:
+    """Deploy several at once, since each takes its seconds to start, and return when every replica of all serves."""
+    serve.run_many([serve.RunTarget(deployment(spec), spec.name, spec.route_prefix) for spec in specs])
 
 
 def deployment(spec: Spec) -> serve.Application:

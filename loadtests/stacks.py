@@ -193,7 +193,7 @@ def engine(data: Path, *, shards: int = 2, journal: str = "postgres") -> Iterato
     command = [str(_RAZAO), "up", "--data", str(data), "--port", str(port), "--tls-port", "0", "--shards", str(shards)]
     command += ["--journal", journal]
     # A benchmark is one client address; the rate limit per address is not what it measures.
-    environment = {**os.environ, "RAZAO_PER_ADDRESS_RATE": "10000000", "PYTHONUNBUFFERED": "1"}
+    environment = {"RAZAO_TIERS": "", **os.environ, "RAZAO_PER_ADDRESS_RATE": "10000000", "PYTHONUNBUFFERED": "1"}
     begun = time.monotonic()
     with log.open("a+") as output:
         process = subprocess.Popen(

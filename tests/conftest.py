@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import shutil
 import socket
 import tempfile
@@ -23,6 +24,8 @@ from cluster.services.mongo import MongoServer
 from storage.journal.kafka_client import KafkaAddress
 
 _numbers: Final = itertools.count()
+os.environ.setdefault("RAZAO_TIERS", "")
+"""Engines that tests start are without the tiers, but for those that are about them: start-up is dear."""
 
 
 def free_port() -> int:
