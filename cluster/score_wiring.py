@@ -14,10 +14,12 @@ from cluster.documents import open_documents
 from cluster.identity import SCORE_CLIENT, score_client_secret
 from cluster.identity_wiring import Trust
 from cluster.plan import Plan
+from cluster.vault_wiring import score_changes
 from deployments.auth.issuers import Verifier
 from deployments.breaker import Breaker
 from deployments.metrics import Figure, breaker_figures
 from deployments.score import AUDIENCE, create_app
+from deployments.score_changes import Follower
 from deployments.score_debts import ClientTokens, DebtSource, NoVault, VaultDebts
 from deployments.score_services import Services
 from deployments.serving import Application, Spec
@@ -91,6 +93,10 @@ async def score_application(config: dict[str, Any]) -> Application:
         closing.append(calls.close)
         breakers = calls.debts.breakers
     services = make_services(plan, database, debts, trust.verifier(AUDIENCE))
+    if "vault" in plan.settings.active_tiers:
+        follower = Follower(await score_changes(plan), services.profiles)
+        follower.start()
+        closing.insert(0, follower.close)
     closing += [trust.close, database.close, pool.close]
 
     async def close() -> None:

@@ -7,8 +7,10 @@ the base, encrypted, since the places are the references.
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
+import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import AsyncIterator, Sequence
 from hashlib import blake2b
@@ -26,7 +28,7 @@ from deployments.score_people import read_limit
 from deployments.score_scoring import day_of, rows_of
 from deployments.scorecard import MODEL, score
 from deployments.service import Chunks
-from storage.profiles import Profile, Profiles
+from storage.profiles import Profile
 from storage.references import derived_key
 
 ARROW: Final = "application/vnd.apache.arrow.stream"
@@ -68,7 +70,7 @@ async def extract(call: Call) -> Chunks:
     arrow = ARROW in call.headers.get(b"accept", b"").decode("latin-1").lower()
     chunks = _arrow if arrow else _ndjson
     headers = [(b"content-type", (ARROW if arrow else NDJSON).encode()), (b"cache-control", b"no-store")]
-    return Chunks(200, chunks(_batches(call.services.profiles, rows, after, limit)), headers)
+    return Chunks(200, chunks(_batches(call, rows, after, limit)), headers)
 
 
 class Rows:
@@ -123,10 +125,12 @@ class Rows:
         return blake2b(person, digest_size=16, key=self._pseudonyms, person=b"razao.pseudonym").hexdigest()
 
 
-async def _batches(profiles: Profiles, rows: Rows, after: bytes, limit: int) -> AsyncIterator[pa.RecordBatch]:
-    while limit > 0:
+async def _batches(call: Call, rows: Rows, after: bytes, limit: int) -> AsyncIterator[pa.RecordBatch]:
+    """Ends early, between two batches, when the replica is to go or the time for one stream is over."""
+    draining: asyncio.Event | None = call.scope.get("razao.draining")
+    while limit > 0 and time.monotonic() < call.deadline and not (draining and draining.is_set()):
         wanted = min(limit, _BATCH)
-        page = await profiles.page(after, wanted)
+        page = await call.services.profiles.page(after, wanted)
         if page:
             yield rows.batch(page)
         if len(page) < wanted:
