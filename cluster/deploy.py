@@ -60,7 +60,10 @@ def deploy(plan: Plan) -> None:
     for shard, config in zip(shards, configs, strict=True):
         _await_shard(shard, config)
     serving.start(proxy_port=plan.application_port if plan.settings.ingress is Ingress.SERVE else 0)
-    serving.run_all(applications)
+    try:
+        serving.run_all(applications)
+    except serving.DeployFailed as error:
+        raise EngineError(f"{error}; logs are in {plan.data.log}") from error
     ray.get(projector.stats.remote(), timeout=_READY_S)
 
 

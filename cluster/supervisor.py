@@ -50,6 +50,7 @@ class Supervisor:
         self._gateway: Gateway | None = None
         self._held: list[socket.socket] = []
         self._door: list[socket.socket] = []
+        self._certificate: Path | None = None
         self._deployer: asyncio.subprocess.Process | None = None
 
     async def run(self, on_ready: Callable[[], None] | None = None) -> None:
@@ -93,6 +94,7 @@ class Supervisor:
         os.environ[processes.MARK] = secrets.engine  # inherited by whatever is started from here on
 
         ensure_keys(self.data.keys)
+        self._certificate = self._make_certificate(tls_port)
         self._postgres = PostgresServer(self.data.postgres, postgres_port)
         await asyncio.to_thread(self._postgres.start, progress=self._say)
         settings = await self._settle_journal(self._postgres.dsn)
@@ -226,7 +228,7 @@ class Supervisor:
 
     def _gateway_config(self, port: int, tls_port: int, plan: Plan) -> GatewayConfig:
         settings = self._settings
-        certificate = self._certificate() if tls_port or plan.vault_port else None
+        certificate = self._certificate
         tiers = {"score": plan.score_port, "trace": plan.trace_port}
         doors = []
         if plan.vault_port and certificate is not None:
@@ -249,8 +251,10 @@ class Supervisor:
             per_address_rate=settings.per_address_rate,
         )
 
-    def _certificate(self) -> Path:
-        """The operator's, or one of our own."""
+    def _make_certificate(self, tls_port: int) -> Path | None:
+        """The operator's, or one of our own; None where nothing speaks HTTPS."""
+        if not tls_port and "vault" not in self._settings.active_tiers:
+            return None
         given = self._settings.tls_certificate
         if given is None:
             return ensure_certificate(self.data.root / "tls")

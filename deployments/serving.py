@@ -26,6 +26,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.serve._private.common import DeploymentStatus
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -36,6 +37,7 @@ from actors import garbage
 from deployments import logs
 from deployments.admission import Admission
 from deployments.listener import Listener
+from deployments.logs import masked
 from deployments.metrics import Figures, publish
 
 _log = logging.getLogger(__name__)
@@ -106,9 +108,30 @@ def run(spec: Spec) -> DeploymentHandle[Any]:
     return serve.run(deployment(spec), name=spec.name, route_prefix=spec.route_prefix)
 
 
+class DeployFailed(Exception):  # noqa: N818 - what it is
+    """An application's replicas do not start; the message names it and says why."""
+
+
 def run_all(specs: Sequence[Spec]) -> None:
-    """Deploy several at once, since each takes its seconds to start, and return when every replica of all serves."""
-    serve.run_many([serve.RunTarget(deployment(spec), spec.name, spec.route_prefix) for spec in specs])
+    """Deploy several at once, since each takes its seconds to start, and return when every replica of all serves.
+
+    Raises:
+        DeployFailed: one of them cannot start.
+    """
+    try:
+        serve.run_many([serve.RunTarget(deployment(spec), spec.name, spec.route_prefix) for spec in specs])
+    except RuntimeError as error:
+        raise DeployFailed(_reasons() or str(error)) from error
+
+
+def _reasons() -> str:
+    """The last words of those that do not start. Serve keeps a replica's whole traceback; its end says why."""
+    return "; ".join(
+        f"the application {name} does not start: {masked(deployment.message.strip().rpartition(chr(10))[2])}"
+        for name, application in serve.status().applications.items()
+        for deployment in application.deployments.values()
+        if deployment.status is DeploymentStatus.DEPLOY_FAILED
+    )
 
 
 def deployment(spec: Spec) -> serve.Application:
@@ -171,7 +194,11 @@ class Replica:
         _keep_to_this_address()
         logs.configure(place.name, place.log_file)
         self._place = place
-        built = await factory(config)
+        try:
+            built = await factory(config)
+        except Exception:
+            _log.exception("%s does not start", place.name)
+            raise
         self._application = built if isinstance(built, Application) else Application(built)
         self._lifespan = _Lifespan(self._application.app)
         await self._lifespan.start()
