@@ -3,7 +3,7 @@
 A journal that cannot be trusted would meet the next process as well. Then this one lives on, says in its statistics
 what is wrong and where, and looks again from time to time, ever more seldom; so does one whose database is away.
 
-The events are passed on from here as well, by a task of its own that never ends the process.
+The events, and the movements for the trace, are passed on from here as well, by tasks that never end the process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from ray.actor import ActorHandle
 
 from actors import garbage
 from actors.directory import NAMESPACE
-from actors.feed import Publisher
+from actors.feed import Follower, Publisher
+from actors.movements import Movements
 from actors.projection import Projection
 from storage.journal import Corrupt
 
@@ -36,6 +37,7 @@ class ProjectorConfig:
 
     projection: Callable[[], Awaitable[Projection]]
     publisher: Callable[[], Awaitable[Publisher]] | None = None  # of the events, if they are to go anywhere
+    movements: Callable[[], Awaitable[Movements]] | None = None  # for the trace, if there is one
 
 
 class Projector:
@@ -45,17 +47,21 @@ class Projector:
         self._config = config
         self._projection: Projection | None = None
         self._broken = ""
-        self._publisher: Publisher | None = None
+        self._followers: dict[str, Follower] = {}
         loop = asyncio.get_running_loop()
         self._running = loop.create_task(self._run(), name="projection")
-        self._publishing = loop.create_task(self._publish(), name="events")
+        self._following = [
+            loop.create_task(self._follow(name, make), name=name)
+            for name, make in (("events", config.publisher), ("movements", config.movements))
+            if make is not None
+        ]
 
     def __repr__(self) -> str:
         return f"Projector({'stopped: ' + self._broken if self._broken else 'running'})"
 
     async def stats(self) -> dict[str, Any]:
         """`pid`, `broken` (why nothing is projected any more, or empty), `lag` in records, one row per partition, and
-        `events`: how far they are passed on, None when they go nowhere.
+        `events` and `movements`: how far they are passed on, None when they go nowhere.
         """
         parts = [] if self._projection is None else self._projection.stats()
         return {
@@ -63,14 +69,16 @@ class Projector:
             "broken": self._broken,
             "lag": sum(part.head - part.next_offset for part in parts),
             "partitions": [asdict(part) for part in parts],
-            "events": None if self._publisher is None else asdict(self._publisher.stats),
+            "events": self._followed("events"),
+            "movements": self._followed("movements"),
         }
 
     async def stop(self) -> None:
         """Project no more, and write snapshots, so that the next start is short. Ray ends the process."""
-        for task in (self._running, self._publishing):
+        tasks = (self._running, *self._following)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(self._running, self._publishing, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._projection is not None:
             if not self._broken:
                 await self._projection.save()
@@ -95,18 +103,20 @@ class Projector:
             await asyncio.sleep(pause)
             pause = min(pause * 2, _AGAIN_S[1])
 
-    async def _publish(self) -> None:
-        if self._config.publisher is None:
-            return
+    async def _follow(self, name: str, make: Callable[[], Awaitable[Follower]]) -> None:
         pause = _AGAIN_S[0]
         while True:
             try:
-                self._publisher = await self._config.publisher()
-                await self._publisher.run()
+                follower = self._followers[name] = await make()
+                await follower.run()
             except Exception as error:  # noqa: BLE001 - history does not depend on who else is told of it
-                _LOG.error("the events are not passed on: %r", error, exc_info=error)
+                _LOG.error("the %s are not passed on: %r", name, error, exc_info=error)
             await asyncio.sleep(pause)
             pause = min(pause * 2, _AGAIN_S[1])
+
+    def _followed(self, name: str) -> dict[str, Any] | None:
+        follower = self._followers.get(name)
+        return None if follower is None else asdict(follower.stats)
 
     def _caught_up(self) -> None:
         self._broken = ""

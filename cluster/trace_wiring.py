@@ -7,6 +7,9 @@ import contextlib
 from importlib.metadata import version
 from typing import Any, Final
 
+import asyncpg
+
+from actors.movements import Movements
 from cluster.documents import open_documents
 from cluster.plan import Plan
 from deployments.auth.basic import BasicBackend
@@ -19,10 +22,13 @@ from deployments.trace_calls import Services
 from deployments.trace_queries import LastQueries
 from storage import trace_users, traces
 from storage.documents import Database
+from storage.feed import Feed
+from storage.registry import Registry
 from storage.trace_users import TraceUsers
 from storage.traces import Traces, trace_key
 
 COLLECTIONS: Final = (*traces.COLLECTIONS, *trace_users.COLLECTIONS)
+_FEED_CONNECTIONS: Final = 3
 REALM: Final = "trace"
 
 
@@ -63,6 +69,13 @@ async def trace_application(config: dict[str, Any]) -> Application:
         await database.close()
 
     return Application(create_app(services), close=close, figures=lambda: figures(services.queries))
+
+
+async def trace_movements(plan: Plan) -> Movements:
+    """What brings the trace the movements, for the process that projects."""
+    pool = await asyncpg.create_pool(plan.dsn, min_size=0, max_size=_FEED_CONNECTIONS)
+    database = await open_documents(plan.settings, plan.dsn, COLLECTIONS)
+    return Movements(Feed(pool, plan.partitions), Registry(pool), database, trace_key(plan.ledger_key))
 
 
 def figures(queries: LastQueries) -> list[Figure]:

@@ -22,6 +22,7 @@ from cluster.identity_wiring import Trust
 from cluster.journals import kafka_address, open_journal
 from cluster.plan import Plan
 from cluster.settings import Ingress, TransportKind
+from cluster.trace_wiring import trace_movements
 from deployments.payments import Services, create_app
 from deployments.serving import Application, Spec
 from storage.feed import Feed
@@ -118,7 +119,8 @@ def payments_spec(plan: Plan) -> Spec:
 def projector_config(plan: Plan) -> ProjectorConfig:
     """What the projector is told."""
     publisher = None if plan.settings.kafka_bootstrap is None else partial(_publisher, plan)
-    return ProjectorConfig(partial(_projection, plan), publisher)
+    movements = partial(trace_movements, plan) if "trace" in plan.settings.active_tiers else None
+    return ProjectorConfig(partial(_projection, plan), publisher, movements)
 
 
 async def _publisher(plan: Plan) -> Publisher:

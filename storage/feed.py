@@ -13,7 +13,7 @@ import contextlib
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import asyncpg
 
@@ -46,6 +46,16 @@ SELECT {_COLUMNS} FROM (
     WHERE partition = $1 AND 2 * at >= $2::bigint - 1 AND 2 * at + side > $2::bigint AND 2 * at + side <= $3::bigint
     AND 2 * at <= $3::bigint ORDER BY at, side LIMIT $4
 ) AS page CROSS JOIN LATERAL query.told(page.happened) AS event
+"""
+_NEWEST: Final = """
+SELECT account, at, kind, amount, replace(transfer::text, '-', '') AS transfer, looked_at, first, last FROM (
+    SELECT *, row_number() OVER (PARTITION BY account ORDER BY at DESC) AS rank,
+           count(*) OVER () AS looked_at, min(at) OVER () AS first, max(at) OVER () AS last
+    FROM (
+        SELECT account, at, kind, amount, transfer FROM query.entries
+        WHERE partition = $1 AND 2 * at > $2::bigint AND 2 * at <= $3::bigint AND amount <> 0 ORDER BY at LIMIT $4
+    ) AS stretch
+) AS ranked WHERE rank <= $5 AND account >= 1024
 """
 _NEWS: Final = f"""
 SELECT partition::bigint AS number, at, NULL AS sub FROM query.projection
@@ -117,6 +127,15 @@ class News:
 
     readers: frozenset[Reader]
     reached: Mapping[int, int]  # partition → at
+
+
+class Newest(NamedTuple):
+    """The newest entries of accounts. `looked_at`: how many there were of all, which cover `span_ns`."""
+
+    rows: Sequence[tuple[int, int, int, int, str]]  # account, at, kind, amount (credit positive), transfer in hex
+    looked_at: int
+    span_ns: int
+    place: int  # up to which everything was looked at
 
 
 class Feed:
@@ -193,6 +212,21 @@ class Feed:
             await connection.execute(_BY_PARTITION)
             rows = await connection.fetch(_OF_PARTITION, partition, place, until, limit)
         return [Happening(*row) for row in rows]
+
+    async def newest(self, partition: int, place: int, until: int, *, limit: int, each: int) -> Newest:
+        """What moved money on accounts behind `place`, up to and including `until`: of each account the `each` newest.
+
+        At most `limit` entries are looked at. Cheaper than `stretch` by far: nothing is said of refusals and holds.
+        """
+        async with self._own_connection() as connection, connection.transaction(readonly=True):
+            await connection.execute(_BY_PARTITION)
+            rows = await connection.fetch(_NEWEST, partition, place, until, limit, each)
+        if not rows:
+            return Newest((), 0, 0, until)
+        looked_at, first, last = rows[0]["looked_at"], rows[0]["first"], rows[0]["last"]
+        # The two sides of an event share an instant, and only one may have been within the limit: see it again.
+        reached = 2 * last - 1 if looked_at == limit else until
+        return Newest([tuple(row[:5]) for row in rows], looked_at, last - first, reached)
 
     async def published(self, sink: str) -> dict[int, int]:
         """Up to which place each partition was passed on to `sink`."""

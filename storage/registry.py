@@ -131,6 +131,11 @@ class Registry:
             self._cache.popitem(last=False)
         return owner
 
+    async def tax_ids(self, accounts: Sequence[int]) -> dict[int, str]:
+        """Whose tax id each of `accounts` is under; those that nobody owns are missing."""
+        rows = await self._pool.fetch("SELECT account, tax_id FROM people.owners WHERE account = ANY($1)", accounts)
+        return {row["account"]: row["tax_id"] for row in rows}
+
     async def accounts(self, sub: str, *, after: int = 0, limit: int = 100) -> Sequence[Owner]:
         """The accounts of `sub` in order of their ids, from the one behind `after` on: the last id is the cursor.
 
