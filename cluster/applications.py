@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-from collections.abc import Callable, Mapping
-from importlib import import_module
-from importlib.util import find_spec
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import httpx
@@ -19,17 +16,15 @@ if TYPE_CHECKING:
 
 def specs(plan: Plan) -> list[Spec]:
     """What is deployed, as far as the settings want it."""
-    # They read the environment when imported, which `RayNode.join` has set.
+    # These read the environment when imported, which `RayNode.join` has set.
     from cluster.identity_wiring import identity_spec  # noqa: PLC0415
+    from cluster.score_wiring import score_spec  # noqa: PLC0415
+    from cluster.trace_wiring import trace_spec  # noqa: PLC0415
+    from cluster.vault_wiring import vault_spec  # noqa: PLC0415
     from cluster.wiring import payments_spec  # noqa: PLC0415
 
-    tiers = [_tier_spec(tier) for tier in plan.settings.active_tiers if find_spec(f"cluster.{tier}_wiring")]
-    return [make(plan) for make in (payments_spec, identity_spec, *tiers)]
-
-
-def _tier_spec(tier: str) -> Callable[[Plan], Spec]:
-    found: Callable[[Plan], Spec] = getattr(import_module(f"cluster.{tier}_wiring"), f"{tier}_spec")
-    return found
+    tiers = {"vault": vault_spec, "score": score_spec, "trace": trace_spec}
+    return [make(plan) for make in (payments_spec, identity_spec, *(tiers[one] for one in plan.settings.active_tiers))]
 
 
 class Check(NamedTuple):
@@ -45,13 +40,12 @@ def checks(plan: Plan) -> list[Check]:
 
     The vault is asked behind its own, which opens for those networks and certificates alone that an operator named.
     """
-    paths = {"payments": "/healthz", "identity": "/auth/healthz"}
-    paths |= {tier: f"/{tier}/v1/healthz" for tier in plan.settings.active_tiers if find_spec(f"cluster.{tier}_wiring")}
-    found = [Check(name, plan.gateway_url + path, {}) for name, path in paths.items() if name != "vault"]
-    if "vault" in paths:
-        somebody = ipaddress.ip_network(plan.settings.vault_networks[0]).network_address
-        headers = {"Razao-Gateway": plan.secrets.gateway_secret, "Razao-Client-Address": str(somebody)}
-        found.append(Check("vault", f"http://127.0.0.1:{plan.vault_port}{paths['vault']}", headers))
+    gateway, settings = plan.gateway_url, plan.settings
+    found = [Check("payments", f"{gateway}/healthz", {}), Check("identity", f"{gateway}/auth/healthz", {})]
+    found += [Check(tier, f"{gateway}/{tier}/v1/healthz", {}) for tier in settings.active_tiers if tier != "vault"]
+    if "vault" in settings.active_tiers:
+        url = f"http://127.0.0.1:{plan.vault_port}/vault/v1/healthz"
+        found.append(Check("vault", url, {"Razao-Gateway": plan.secrets.gateway_secret}))
     return found
 
 

@@ -15,7 +15,11 @@ from typing import Any, Final
 
 import httpx
 
+from cluster.data import DataDirectory
+from cluster.plan import Plan
+from cluster.processes import free_ports, owned
 from deployments.auth.keys import sign_token
+from storage.references import person_reference
 
 RAZAO: Final = str(Path(sys.executable).with_name("razao"))
 START_S: Final = 150.0
@@ -26,16 +30,25 @@ class Engine:
     """One engine on a directory and free ports."""
 
     def __init__(
-        self, data: Path, *, shards: int = 2, tls: bool = False, settings: Mapping[str, str] | None = None
+        self,
+        data: Path,
+        *,
+        shards: int = 2,
+        tls: bool = False,
+        tiers: str = "",
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         self.data = data
         self.shards = shards
         self.tls = tls
+        self.tiers = tiers
         self.environment = {
             **os.environ,
+            "RAZAO_TIERS": tiers,
             **{f"RAZAO_{name.upper()}": value for name, value in (settings or {}).items()},
         }
         self.url = ""
+        self.vault_port = 0
         self.log = data.parent / f"{data.name}.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -45,13 +58,12 @@ class Engine:
         Raises:
             AssertionError: it ended or was not ready in time; the message has its output.
         """
-        tls_port = "0"
-        if self.tls:
-            from cluster.processes import free_ports
-
-            tls_port = str(free_ports(1)[0])
+        tls_port = str(free_ports(1)[0]) if self.tls else "0"
+        if "vault" in self.tiers:
+            self.vault_port = free_ports(1)[0]
         # By a relative path, as most people do: parts of the engine run in other working directories.
         command = [RAZAO, "up", "--data", self.data.name, "--port", "0", "--tls-port", tls_port]
+        command += ["--vault-port", str(self.vault_port)]
         command += ["--shards", str(self.shards), *arguments]
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("w") as log:
@@ -84,10 +96,13 @@ class Engine:
         assert self._process is not None
         return self._process.pid
 
-    def razao(self, *arguments: str, check: bool = True, timeout: float = 180) -> subprocess.CompletedProcess[str]:
-        """Run a `razao` command on this engine's directory."""
+    def razao(
+        self, *arguments: str, check: bool = True, timeout: float = 180, given: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a `razao` command on this engine's directory; `given` is its standard input."""
         done = subprocess.run(
             [RAZAO, *arguments, "--data", str(self.data)],
+            input=given,
             capture_output=True,
             text=True,
             env=self.environment,
@@ -99,9 +114,22 @@ class Engine:
         )
         return done
 
-    def token(self, sub: str = "tester", scope: str = ALL_SCOPES, expires_in: int = 7200) -> str:
-        """A token that the engine accepts, as `razao token` would print it."""
-        return sign_token(self.data / "keys", sub, scope, expires_in=expires_in)
+    def token(
+        self,
+        sub: str = "tester",
+        scope: str = ALL_SCOPES,
+        expires_in: int = 7200,
+        *,
+        audience: str = "payments",
+        tax_id: str | None = None,
+    ) -> str:
+        """A token that the engine accepts, as `razao token` would print it. `tax_id`: digits and letters alone."""
+        person = None if tax_id is None else person_reference(self.plan().ledger_key, tax_id).hex()
+        return sign_token(self.data / "keys", sub, scope, audience, expires_in, person=person)
+
+    def plan(self) -> Plan:
+        """What its processes were told."""
+        return Plan.load(DataDirectory(self.data))
 
     def client(self, sub: str = "tester", scope: str = ALL_SCOPES, timeout: float = 30) -> httpx.Client:
         """An HTTP client with a token."""
@@ -152,9 +180,6 @@ class Engine:
 
     def kill_everything(self) -> None:
         """Kill -9 the supervisor and every process of the engine, as a power cut would."""
-        from cluster.data import DataDirectory
-        from cluster.processes import owned
-
         engine = DataDirectory(self.data).secrets().engine
         if self._process is not None:
             self._process.kill()

@@ -1,0 +1,57 @@
+"""An engine with everything that there is, started once for all tests that are about the tiers."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.authority import Authority, authority
+from tests.engine import Engine
+
+
+class TiersEngine(Engine):
+    """With vault, score and trace. The vault lets one address in, and only with a client certificate."""
+
+    def __init__(self, directory: Path) -> None:
+        self.authority: Authority = authority(directory, "banks")
+        settings = {
+            "vault_allowlist": "127.0.0.1/32",
+            "vault_client_ca": str(self.authority.certificate),
+            "score_client_certificate": str(self.authority.client),
+        }
+        super().__init__(directory / "var", tiers="vault,score,trace", settings=settings)
+
+    def http(self, token: str | None = None, **headers: str) -> httpx.Client:
+        """A client of the public door."""
+        return httpx.Client(base_url=self.url, headers=_with(token, headers), timeout=30, trust_env=False)
+
+    def vault(
+        self, token: str | None = None, *, source: str = "127.0.0.1", certificate: bool = True, **headers: str
+    ) -> httpx.Client:
+        """A client of the vault's door, at the address `source`, with or without a certificate of its own."""
+        context = ssl.create_default_context(cafile=str(self.data / "tls" / "localhost.crt"))
+        if certificate:
+            context.load_cert_chain(self.authority.client)
+        transport = httpx.HTTPTransport(verify=context, local_address=source)
+        url = f"https://127.0.0.1:{self.vault_port}"
+        return httpx.Client(base_url=url, headers=_with(token, headers), timeout=30, transport=transport)
+
+
+def _with(token: str | None, headers: dict[str, str]) -> dict[str, str]:
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    return sent if token is None else {"Authorization": f"Bearer {token}", **sent}
+
+
+@pytest.fixture(scope="session")
+def tiers_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TiersEngine]:
+    """One for all of them, each with people of its own."""
+    one = TiersEngine(tmp_path_factory.mktemp("tiers"))
+    try:
+        one.start()
+        yield one
+    finally:
+        one.stop()
