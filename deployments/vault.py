@@ -29,6 +29,14 @@ __all__ = ["AUDIENCE", "HEALTH", "Services", "create_app"]
 AUDIENCE: Final = "vault"
 HEALTH: Final = f"{PREFIX}/healthz"
 _TITLE: Final = "Razao vault"
+_AWAY: Final = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # a connection that was lost in the instant of a statement can end in this
+    OSError,
+    KeysAway,
+    KeysUnavailable,
+)
 
 
 def create_app(services: Services) -> ASGIApp:
@@ -47,6 +55,6 @@ def create_app(services: Services) -> ASGIApp:
 
 def translate(error: Exception) -> ProblemError | None:
     """What a driver's error means to a client: the store, or its keys, cannot be reached just now."""
-    if isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError | OSError | KeysAway | KeysUnavailable):
+    if isinstance(error, _AWAY):
         return ProblemError(UNAVAILABLE, "The vault does not answer now")
     return None

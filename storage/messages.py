@@ -20,6 +20,7 @@ import asyncpg
 from storage.listening import is_gone
 
 CHANNEL: Final = "vault_outbox"
+_LOST: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 _TAKE: Final = "SELECT id, person, request FROM vault.outbox ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED"
 _DONE: Final = "DELETE FROM vault.outbox WHERE id = ANY ($1)"
 
@@ -79,7 +80,7 @@ class StoredChanges:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._news.wait(), self._wait_s)
                 rows = await self._take(limit)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        except _LOST as error:
             await self.close()
             raise ChangesAway(f"the outbox cannot be read: {type(error).__name__}") from error
         return [Change(bytes(row["person"]), row["request"], row["id"]) for row in rows]
@@ -92,7 +93,7 @@ class StoredChanges:
             await self._connection.execute(_DONE, [change.place for change in changes])
             transaction, self._transaction = self._transaction, None
             await transaction.commit()
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        except _LOST as error:
             await self.close()
             raise ChangesAway(f"the outbox cannot be written: {type(error).__name__}") from error
 

@@ -179,10 +179,10 @@ class KeyFile:
         try:
             found = self._path.stat()
             seen = (found.st_ino, found.st_mtime_ns, found.st_size)
-            if self._content is not None and seen == self._seen:
-                return self._content
             if found.st_mode & _OTHERS:
                 raise KeysAway("the vault's key file may be read by others: set its mode to 0600")
+            if self._content is not None and seen == self._seen:
+                return self._content
             self._content, self._seen = _parse(json.loads(self._path.read_text())), seen
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise KeysAway(f"the vault's key file cannot be used: {type(error).__name__}") from None

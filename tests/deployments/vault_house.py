@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -127,15 +128,15 @@ class VaultHouse:
         return await self.owner.fetch("SELECT * FROM vault.accesses ORDER BY seq")
 
 
-@pytest.fixture
-async def vault_house(database: str, tmp_path: Path) -> AsyncIterator[VaultHouse]:
+@asynccontextmanager
+async def opened(dsn: str, directory: Path) -> AsyncIterator[VaultHouse]:
     """An application over an empty database."""
     plan = Plan(
-        settings=settings_of(data=tmp_path),
+        settings=settings_of(data=directory),
         secrets=Secrets("e", LEDGER_KEY.hex(), "00", GATEWAY),
         partitions=2,
         windows=Windows(),
-        dsn=database,
+        dsn=dsn,
         application_port=1,
         identity_port=2,
         public_url="http://razao.test",
@@ -149,12 +150,20 @@ async def vault_house(database: str, tmp_path: Path) -> AsyncIterator[VaultHouse
     async def listen(connection: Any) -> None:
         connection.add_query_logger(log)
 
-    async with asyncpg.create_pool(database, min_size=1, max_size=4) as owner:
+    async with asyncpg.create_pool(dsn, min_size=1, max_size=4) as owner:
         await Registry(owner).create()
         await vault.prepare(owner, plan.data)
         secrets = await VaultSecrets.of(vault.key_file(plan.data))
         pool = await vault_pool(plan, secrets, init=listen)
         verifier = TokenVerifier(KeyFile(jwks), audience="vault")
-        house = VaultHouse(make_services(plan, pool, secrets, verifier), plan, secrets, owner, pool, statements)
+        try:
+            yield VaultHouse(make_services(plan, pool, secrets, verifier), plan, secrets, owner, pool, statements)
+        finally:
+            await pool.close()
+
+
+@pytest.fixture
+async def vault_house(database: str, tmp_path: Path) -> AsyncIterator[VaultHouse]:
+    """An application of the test's own."""
+    async with opened(database, tmp_path) as house:
         yield house
-        await pool.close()
