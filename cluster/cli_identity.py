@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,8 @@ from deployments.identity_roles import Role
 if TYPE_CHECKING:
     import asyncpg
 
+    from storage.trace_users import TraceUsers
+
     Pool = asyncpg.Pool[asyncpg.Record]
 
 users = typer.Typer(help="People who may log in.", no_args_is_help=True)
@@ -26,6 +29,17 @@ clients = typer.Typer(help="Programs that people are sent to log in by, and syst
 keys = typer.Typer(help="The keys that tokens are signed with.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
+
+
+class Tier(StrEnum):
+    """The services that have users of their own."""
+
+    TRACE = "trace"
+
+
+OfTier = Annotated[
+    Tier | None, typer.Option(help="A service that has users of its own; default: whoever logs in for tokens.")
+]
 
 
 def _with_store(data: Path | None, work: Callable[[Pool, bytes], Awaitable[Any]]) -> Any:
@@ -42,10 +56,35 @@ def _with_store(data: Path | None, work: Callable[[Pool, bytes], Awaitable[Any]]
                 await identity.prepare(pool, key, say=lambda line: err.print(line, markup=False))
             return await work(pool, key)
 
+    return _done(run())
+
+
+def _with_trace(data: Path | None, work: Callable[[TraceUsers], Awaitable[Any]]) -> Any:
+    """Do something with the trace's own users."""
+    from cluster.documents import open_documents
+    from cluster.stores import stores_of
+    from storage.trace_users import COLLECTIONS, TraceUsers
+
+    async def run() -> Any:
+        async with stores_of(directory_of(data), settings_of(data=data)) as stores:
+            database = await open_documents(stores.settings, stores.dsn, COLLECTIONS)
+            try:
+                return await work(TraceUsers(database))
+            finally:
+                await database.close()
+
+    return _done(run())
+
+
+def _done(work: Coroutine[Any, Any, Any]) -> Any:
+    from storage.documents import StoreAway
+
     try:
-        return asyncio.run(run())
+        return asyncio.run(work)
     except EngineError as error:
         fail(str(error), 1)
+    except StoreAway:
+        fail("the store of documents does not answer", 1)
 
 
 def _show(found: Any, as_json: bool, *columns: str) -> None:
@@ -63,45 +102,83 @@ def users_add(
     name: Name,
     password_stdin: Annotated[bool, typer.Option("--password-stdin", help="Read the password from standard input.")],
     role: Annotated[Role, typer.Option(help="What they may.")] = Role.PERSON,
+    tier: OfTier = None,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
     """Add somebody. The password comes on standard input, never on the command line, which others can see."""
-    from cluster import identity
+    from cluster import identity, trace
 
-    if not password_stdin:
-        fail("give --password-stdin, and the password on standard input")
-    password = sys.stdin.readline().rstrip("\r\n")
+    password = _password(given=password_stdin)
     length_min = settings_of(data=data).password_length_min
+    if tier is not None:
+        if role is not Role.PERSON:
+            fail("users of a tier have no role")
+        _show(
+            _with_trace(data, lambda users: trace.add_user(users, name, password, length_min=length_min)),
+            as_json, "username", "disabled",
+        )  # fmt: skip
+        return
     found = _with_store(data, lambda pool, _: identity.add_user(pool, name, role, password, length_min=length_min))
     _show(found, as_json, "sub", "username", "role")
 
 
-@users.command("list")
-def users_list(data: Data = None, as_json: Json = False) -> None:
-    """Everybody, by name."""
-    from cluster import identity
+@users.command("password")
+def users_password(
+    name: Name,
+    password_stdin: Annotated[bool, typer.Option("--password-stdin", help="Read the password from standard input.")],
+    tier: Annotated[Tier, typer.Option(help="The service that the user belongs to.")],
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Change the password of a user of a tier; the old one ends within a second. People change theirs themselves."""
+    from cluster import trace
 
+    password = _password(given=password_stdin)
+    length_min = settings_of(data=data).password_length_min
+    found = _with_trace(data, lambda users: trace.set_password(users, name, password, length_min=length_min))
+    _show(found, as_json, "username")
+
+
+@users.command("list")
+def users_list(tier: OfTier = None, data: Data = None, as_json: Json = False) -> None:
+    """Everybody, by name."""
+    from cluster import identity, trace
+
+    if tier is not None:
+        _show(_with_trace(data, trace.list_users), as_json, "username", "disabled")
+        return
     found = _with_store(data, lambda pool, _: identity.list_users(pool))
     _show(found, as_json, "username", "role", "disabled", "sub", "created_at")
 
 
 @users.command("disable")
-def users_disable(name: Name, data: Data = None, as_json: Json = False) -> None:
-    """Let somebody in no more; their tokens and access keys stop at once."""
-    from cluster import identity
-
-    found = _with_store(data, lambda pool, _: identity.set_enabled(pool, name, enabled=False))
-    _show(found, as_json, "username", "disabled", "sub")
+def users_disable(name: Name, tier: OfTier = None, data: Data = None, as_json: Json = False) -> None:
+    """Let somebody in no more; their tokens and access keys stop at once, a tier's user within a second."""
+    _set_enabled(name, tier, data, as_json, enabled=False)
 
 
 @users.command("enable")
-def users_enable(name: Name, data: Data = None, as_json: Json = False) -> None:
+def users_enable(name: Name, tier: OfTier = None, data: Data = None, as_json: Json = False) -> None:
     """Let somebody in again."""
-    from cluster import identity
+    _set_enabled(name, tier, data, as_json, enabled=True)
 
-    found = _with_store(data, lambda pool, _: identity.set_enabled(pool, name, enabled=True))
+
+def _set_enabled(name: str, tier: Tier | None, data: Path | None, as_json: bool, *, enabled: bool) -> None:
+    from cluster import identity, trace
+
+    if tier is not None:
+        found = _with_trace(data, lambda users: trace.set_enabled(users, name, enabled=enabled))
+        _show(found, as_json, "username", "disabled")
+        return
+    found = _with_store(data, lambda pool, _: identity.set_enabled(pool, name, enabled=enabled))
     _show(found, as_json, "username", "disabled", "sub")
+
+
+def _password(*, given: bool) -> str:
+    if not given:
+        fail("give --password-stdin, and the password on standard input")
+    return sys.stdin.readline().rstrip("\r\n")
 
 
 @clients.command("add")

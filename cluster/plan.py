@@ -62,9 +62,9 @@ class Plan:
             return given
         return own_certificate(self.data)
 
-    def journal_settings(self) -> dict[str, Any]:
-        """Those of the settings that say where the journal is: fixed for as long as the engine runs."""
-        names = [name for name in Settings.model_fields if name == "journal" or name.startswith("kafka_")]
+    def store_settings(self) -> dict[str, Any]:
+        """Those of the settings that say where journal and documents are: fixed for as long as the engine runs."""
+        names = [name for name in Settings.model_fields if name == "journal" or name.startswith(("kafka_", "mongo_"))]
         return {name: getattr(self.settings, name) for name in names}
 
     def as_json(self) -> str:

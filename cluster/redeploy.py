@@ -33,7 +33,7 @@ def redeploy(settings: Settings, *, say: Callable[[str], None]) -> None:
         raise EngineError(f"no engine runs on {data.root}; start one with `razao up`")
     current = Plan.load(data)
     fixed = {name: getattr(current.settings, name) for name in _FIXED}
-    plan = dataclasses.replace(current, settings=settings.model_copy(update=fixed | current.journal_settings()))
+    plan = dataclasses.replace(current, settings=settings.model_copy(update=fixed | current.store_settings()))
     done = subprocess.run(
         [sys.executable, "-m", "cluster.deploy"],
         input=plan.as_json(),

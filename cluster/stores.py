@@ -61,8 +61,8 @@ async def stores_of(data: DataDirectory, settings: Settings) -> AsyncIterator[St
         if data.running() is None:
             raise EngineError("the engine is starting or stopping; try again when `razao status` says that it is ready")
         plan = Plan.load(data)
-        # Where the journal is, the running engine knows; everything else is asked for now.
-        yield Stores(settings.model_copy(update=plan.journal_settings()), plan.dsn, live=True)
+        # Where journal and documents are, the running engine knows; everything else is asked for now.
+        yield Stores(settings.model_copy(update=plan.store_settings()), plan.dsn, live=True)
         return
     with data.lock():
         server = PostgresServer(data.postgres, free_ports(1)[0])

@@ -161,8 +161,12 @@ class BasicBackend:
     async def _check(self, value: bytes, address: bytes) -> Remembered:
         name, password = self._credentials(value)
         pair, alone = (address, name), (address,)
-        self._count(alone, self._pace.address_burst, self._pace.address_drip_s)
         self._count(pair, self._pace.pair_burst, self._pace.pair_drip_s)
+        try:
+            self._count(alone, self._pace.address_burst, self._pace.address_drip_s)
+        except ProblemError:
+            self._buckets.give_back(pair)  # what is refused fills nothing
+            raise
         user = await self._users.by_name(name)
         matches = await self._passwords.verify(None if user is None else user.password, password)
         # A password may wait its turn for seconds: meanwhile the user may have been changed.
