@@ -258,7 +258,7 @@ UNKNOWN_PERSON: Final = Problem(
     "unknown-person",
     404,
     "Nothing is known of this person here",
-    "No profile was written for the CPF or CNPJ in the header `Razao-Tax-Id`, or nobody has asked about it.",
+    "No profile was written for the CPF or CNPJ in the header `Razao-Tax-Id`.",
 )
 NO_CONSENT: Final = Problem(
     "no-consent",

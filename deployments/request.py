@@ -29,6 +29,7 @@ PURPOSE: Final = "Razao-Purpose"
 UNKNOWN_ADDRESS: Final = "unknown"
 _CORRELATION: Final = re.compile(rb"[A-Za-z0-9-]{1,64}")
 JSON: Final[Header] = (b"content-type", b"application/json")
+NO_STORE: Final[Header] = (b"cache-control", b"no-store")
 
 
 class Answer(NamedTuple):
@@ -184,3 +185,8 @@ def _is(value: bytes, media_type: str) -> bool:
 def json_answer(status: int, value: object, headers: list[Header] | None = None) -> Answer:
     """A cold answer."""
     return Answer(status, msgspec.json.encode(value), [JSON] if headers is None else headers)
+
+
+def private_answer(status: int, value: object) -> Answer:
+    """A cold answer that nothing on its way may keep."""
+    return json_answer(status, value, [JSON, NO_STORE])

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import uuid
+from hashlib import blake2b
 from typing import Final
 
 import msgspec
 
 from deployments.json_body import text
 from deployments.problems import TOO_MANY_CONSENTS, UNKNOWN_CONSENT, ProblemError
-from deployments.request import Answer, json_answer
-from deployments.score_call import CHANGED, SEEN, SELF, Call
+from deployments.request import NO_STORE, Answer, private_answer
+from deployments.score_call import CHANGED, SEEN, SELF, About, Call
 from deployments.score_schema import ConsentAnswer, ConsentList, ConsentRequest
 from storage.consents import Consent, TooManyConsents
 from storage.notation import rfc3339
@@ -26,7 +27,7 @@ async def give(call: Call) -> Answer:
     request = await call.json(_CONSENT)
     now = call.services.clock()
     consent = Consent(
-        id=str(uuid.uuid4()),
+        id=_new_id(call, about),
         grantee=text(request.grantee, "grantee", SUBJECT_MAX),
         purpose=request.purpose,
         made_at=now,
@@ -35,10 +36,10 @@ async def give(call: Call) -> Answer:
     )
     await call.record(about, "consent", CHANGED, consent=consent.id)
     try:
-        await call.services.consents.give(about.person, consent)
+        kept = await call.services.consents.give(about.person, consent)
     except TooManyConsents:
         raise ProblemError(TOO_MANY_CONSENTS, "End one of your live consents first") from None
-    return json_answer(201, _answer(consent))
+    return private_answer(201, _answer(kept))
 
 
 async def list_all(call: Call) -> Answer:
@@ -46,7 +47,7 @@ async def list_all(call: Call) -> Answer:
     about = await call.enter("consent", SELF)
     known = await call.services.consents.of(about.person)
     await call.record(about, "consent", SEEN)
-    return json_answer(200, ConsentList([_answer(one) for one in known]))
+    return private_answer(200, ConsentList([_answer(one) for one in known]))
 
 
 async def end(call: Call) -> Answer:
@@ -56,7 +57,14 @@ async def end(call: Call) -> Answer:
     ended = await call.services.consents.end(about.person, call.path["id"], call.services.clock())
     if ended is None:
         raise ProblemError(UNKNOWN_CONSENT, "You have given no consent with this id")
-    return Answer(204, b"", [])
+    return Answer(204, b"", [NO_STORE])
+
+
+def _new_id(call: Call, about: About) -> str:
+    """Follows from the request's number: sent again by the gateway, a request makes no second consent."""
+    content = about.person + call.request_id.encode()
+    digest = blake2b(content, digest_size=16, key=call.services.key, person=b"razao.consent").digest()
+    return str(uuid.UUID(bytes=digest, version=4))
 
 
 def _answer(consent: Consent) -> ConsentAnswer:

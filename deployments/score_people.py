@@ -10,7 +10,7 @@ from msgspec import UNSET
 
 from deployments.json_body import text
 from deployments.problems import NO_CONSENT, UNKNOWN_PERSON, ProblemError, malformed
-from deployments.request import PURPOSE, Answer, json_answer
+from deployments.request import PURPOSE, Answer, json_answer, private_answer
 from deployments.score_call import ABSENT, ANSWERED, CHANGED, PROFILE, READ, REFUSED, SEEN, SELF, WRITE, About, Call
 from deployments.score_schema import (
     LINE_MAX,
@@ -93,18 +93,18 @@ async def get_score(call: Call) -> Answer:
         computed_at=rfc3339(made.at),
         updated_at=rfc3339(profile.updated_at),
     )
-    return json_answer(200, answer)
+    return private_answer(200, answer)
 
 
 async def get_last_query(call: Call) -> Answer:
     """GET /score/v1/last-query."""
     about = await call.enter("last-query", READ)
     found = await call.services.accesses.queries(about.person, limit=1)
-    if not found:
-        raise await _absent(call, about, "last-query")
     await call.record(about, "last-query", SEEN)
+    if not found:
+        return private_answer(200, LastQuery(None, None, None))
     _, last = found[0]
-    return json_answer(200, LastQuery(rfc3339(last.at), last.address, last.user))
+    return private_answer(200, LastQuery(rfc3339(last.at), last.address, last.user))
 
 
 async def get_accesses(call: Call) -> Answer:
@@ -118,7 +118,7 @@ async def get_accesses(call: Call) -> Answer:
     since = call.services.clock() - SEEN_DAYS * _DAY_NS
     items = [_access(one) for _, one in found if one.at >= since]
     more = len(found) == limit and len(items) == limit
-    return json_answer(200, Accesses(items, found[-1][0].hex() if more else None))
+    return private_answer(200, Accesses(items, found[-1][0].hex() if more else None))
 
 
 async def get_model(_: Call) -> Answer:
@@ -187,7 +187,7 @@ def _day(given: str, field: str, earliest: date, latest: date) -> date:
 
 def _profile_answer(fields: dict[str, Any], updated_at: int) -> Answer:
     answer = msgspec.convert({**fields, "updated_at": rfc3339(updated_at)}, ProfileAnswer)
-    return json_answer(200, answer)
+    return private_answer(200, answer)
 
 
 def _access(one: Access) -> AccessAnswer:

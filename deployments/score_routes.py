@@ -84,7 +84,7 @@ def api_operations() -> tuple[Operation, ...]:
         Operation(
             "GET", f"{PREFIX}/last-query", "get_last_query", "Who has asked last",
             "The newest query of score or profile that was answered.", people.get_last_query, READ,
-            None, LastQuery, 200, (_TAX_ID, _PURPOSE), (INVALID_TAX_ID, UNKNOWN_PERSON),
+            None, LastQuery, 200, (_TAX_ID, _PURPOSE), (INVALID_TAX_ID,),
         ),
         Operation(
             "GET", f"{PREFIX}/accesses", "get_accesses", "Who has asked within six months",

@@ -98,16 +98,19 @@ class ScoreAnswer(Struct):
 
 
 class LastQuery(Struct):
-    """The newest query that was answered."""
+    """The newest query that was answered; all null when there was none."""
+
+    at: Instant | None
+    address: Annotated[str | None, Meta(description="Network address.", examples=["192.0.2.7"])]
+    user: Annotated[str | None, Meta(description="The token's subject.", examples=["bank-17"])]
+
+
+class AccessAnswer(Struct):
+    """A query that was answered."""
 
     at: Instant
     address: Annotated[str, Meta(description="Network address.", examples=["192.0.2.7"])]
     user: Annotated[str, Meta(description="The token's subject.", examples=["bank-17"])]
-
-
-class AccessAnswer(LastQuery):
-    """A query that was answered."""
-
     what: Annotated[str, Meta(examples=["score"])]
     purpose: str | None
     consent: Annotated[str | None, Meta(description="The consent that opened the profile.")]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from deployments import vault_rules as rules
 from deployments.problems import malformed
-from deployments.request import Answer
-from deployments.vault_call import ANSWERED, Call, private_answer
+from deployments.request import Answer, private_answer
+from deployments.vault_call import ANSWERED, Call
 from deployments.vault_schema import Access, Accesses, LastQuery
 from storage import vault_record as store
 from storage.notation import instant

@@ -12,12 +12,11 @@ from starlette.types import Receive, Scope
 
 from deployments import vault_rules as rules
 from deployments.problems import FORBIDDEN, ProblemError, malformed
-from deployments.request import JSON, PURPOSE, Answer, Header, Request, json_answer
+from deployments.request import NO_STORE, PURPOSE, Answer, Request
 from deployments.vault_services import Services
 from storage.references import person_reference
 from storage.vault import Asked, Subject
 
-NO_STORE: Final[Header] = (b"cache-control", b"no-store")
 ANSWERED: Final = "answered"
 REFUSED: Final = "refused"
 FAILED: Final = "failed"
@@ -110,11 +109,6 @@ class Call(Request):
         if not (limit.isascii() and limit.isdigit() and len(limit) <= 3 and 1 <= int(limit) <= _PAGE_MAX):
             raise malformed("limit", f"A limit is a number from 1 to {_PAGE_MAX}")
         return query.get("cursor"), int(limit)
-
-
-def private_answer(status: int, value: object) -> Answer:
-    """An answer that nothing on its way may keep."""
-    return json_answer(status, value, [JSON, NO_STORE])
 
 
 def done() -> Answer:

@@ -16,8 +16,8 @@ from deployments.problems import (
     ProblemError,
     malformed,
 )
-from deployments.request import Answer
-from deployments.vault_call import ANSWERED, NOT_FOUND, REFUSED, Call, done, private_answer
+from deployments.request import Answer, private_answer
+from deployments.vault_call import ANSWERED, NOT_FOUND, REFUSED, Call, done
 from deployments.vault_schema import (
     AccessRequest,
     AccessRequestRequest,

@@ -17,8 +17,8 @@ from msgspec import UNSET
 from deployments import vault_rules as rules
 from deployments.json_body import text
 from deployments.problems import FORBIDDEN, ProblemError, malformed
-from deployments.request import Answer
-from deployments.vault_call import ANSWERED, FAILED, REFUSED, Call, done, private_answer
+from deployments.request import Answer, private_answer
+from deployments.vault_call import ANSWERED, FAILED, REFUSED, Call, done
 from deployments.vault_schema import (
     ADDRESS_MAX,
     DEBT_ID_MAX,

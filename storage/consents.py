@@ -55,14 +55,19 @@ class Consents:
         matching = (one for one in await self.of(person) if one.grantee == grantee and one.purpose == purpose)
         return next((one for one in matching if one.live(now)), None)
 
-    async def give(self, person: bytes, consent: Consent) -> None:
-        """Keep a new one.
+    async def give(self, person: bytes, consent: Consent) -> Consent:
+        """Keep a new one, and return it; with an id that is there already, what was kept first.
 
         Raises:
             TooManyConsents: LIVE_MAX are live.
         """
 
+        first: list[Consent] = []
+
         def add(known: list[Consent]) -> list[Consent]:
+            first[:] = [one for one in known if one.id == consent.id]
+            if first:
+                return known
             live = [one for one in known if one.live(consent.made_at)]
             if len(live) >= LIVE_MAX:
                 raise TooManyConsents
@@ -71,6 +76,7 @@ class Consents:
             return sorted(kept, key=lambda one: -one.made_at)
 
         await self._change(person, add)
+        return first[0] if first else consent
 
     async def end(self, person: bytes, id_: str, now: int) -> Consent | None:
         """End one at once; one that has ended stays as it is. None: there is none with that id."""

@@ -114,8 +114,10 @@ async def test_inquiries_by_others_cost_points_and_ones_own_do_not(scores: House
 
 async def test_the_last_query_is_the_last_one_that_was_answered_with_time_address_and_user(scores: House) -> None:
     async with scores.http() as http:
-        assert problem(await http.get("/score/v1/last-query")) == (404, "unknown-person")
+        nothing = {"at": None, "address": None, "user": None}
+        assert (await http.get("/score/v1/last-query")).json() == nothing
         assert problem(await http.get("/score/v1/score")) == (404, "unknown-person")
+        assert (await http.get("/score/v1/last-query")).json() == nothing
         await scores.write()
         await scores.score(sub="bank-1")
         await scores.score(sub="bank-2")

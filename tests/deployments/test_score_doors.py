@@ -72,6 +72,13 @@ async def test_a_consent_ends_by_itself_and_at_once_when_it_is_taken_back_also_f
         assert [one["id"] == given and one["ended_at"] is not None for one in listed] == [True, False]
 
 
+async def test_a_request_that_the_gateway_sends_again_makes_no_second_consent(scores: House) -> None:
+    async with scores.person(**{"x-request-id": "the-same"}) as http:
+        twice = [(await http.post("/score/v1/consents", json=CONSENT)).json() for _ in range(2)]
+        assert twice[0] == twice[1]
+        assert (await http.get("/score/v1/consents")).json()["items"] == twice[:1]
+
+
 async def test_a_person_sees_themselves_and_nobody_else(scores: House) -> None:
     await scores.write()
     await scores.write(OTHER_CPF, name="Bia Lima")
