@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 users = typer.Typer(help="People who may log in.", no_args_is_help=True)
 clients = typer.Typer(help="Programs that people are sent to log in by, and systems.", no_args_is_help=True)
-keys = typer.Typer(help="The keys that tokens are signed with.", no_args_is_help=True)
+keys = typer.Typer(help="The keys that tokens are signed with, and the vault's.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
 
@@ -218,9 +218,35 @@ def keys_list(data: Data = None, as_json: Json = False) -> None:
 
 
 @keys.command("rotate")
-def keys_rotate(data: Data = None, as_json: Json = False) -> None:
-    """The key in waiting signs from now on; what was signed before stays good for its life."""
+def keys_rotate(
+    vault: Annotated[bool, typer.Option("--vault", help="The vault's master key instead of the signing key.")] = False,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """The key in waiting signs from now on; what was signed before stays good for its life.
+
+    With --vault every person's key is put under a new master key, while the vault goes on, and the old one destroyed.
+    """
     from cluster import identity
 
+    if vault:
+        _show(_rotate_vault(data), as_json, "master", "keys", "retired")
+        return
     found = _with_store(data, identity.rotate_keys)
     _show(found, as_json, "kid", "state", "active_at", "expires_at")
+
+
+def _rotate_vault(data: Path | None) -> Any:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from cluster.vault import rotate_keys
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
+        bar = progress.add_task("people's keys under the new master", total=None)
+        return _with_store(
+            data,
+            lambda pool, _: rotate_keys(
+                pool, directory_of(data), progress=lambda done, total: progress.update(bar, completed=done, total=total)
+            ),
+        )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import asyncpg
 
-from cluster.data import DataDirectory, EngineError
+from cluster.data import DataDirectory, EngineError, write_private
 from storage import vault, vault_record, vault_rotation
 from storage.registry import Registry
 from storage.vault_keys import KeyFile, KeysAway, Tampered
@@ -46,8 +47,10 @@ async def rotate_keys(
     """Put every person's key under a new master, the vault running or not; returns what was done.
 
     Raises:
-        EngineError: another rotation runs, or a key cannot be had or does not open.
+        EngineError: there is no vault, another rotation runs, or a key cannot be had or does not open.
     """
+    if not await _is_here(pool):
+        raise EngineError("there is no vault here yet; it is made when the engine starts with it")
     try:
         done = await vault_rotation.rotate(pool, key_file(data), progress=progress)
     except vault_rotation.RotationRuns:
@@ -58,16 +61,46 @@ async def rotate_keys(
 
 
 async def check_record(pool: asyncpg.Pool[asyncpg.Record], data: DataDirectory) -> vault_record.Checked | None:
-    """Check the chain of the record of accesses, against what was seen before too; None when there is no vault.
+    """Check the chain of the record of accesses; None when there is no vault.
+
+    How far it was good is kept in DATA/vault-anchor.json, and must be a part of it the next time: that shows what no
+    chain can, the loss of its end.
 
     Raises:
         EngineError: the vault's keys cannot be had.
     """
-    if await pool.fetchval("SELECT to_regclass('vault.accesses')") is None:
+    if not await _is_here(pool):
         return None
     try:
         key = (await vault.Secrets.of(key_file(data))).chain_key
     except KeysAway as error:
         raise EngineError(str(error)) from None
+    anchor = _Anchor(data.root / "vault-anchor.json")
     async with pool.acquire() as connection, connection.transaction(isolation="repeatable_read", readonly=True):
-        return await vault_record.check(connection, key)
+        checked = await vault_record.check(connection, key, anchor.kept())
+    if checked.broken is None:
+        anchor.keep(checked.head)
+    return checked
+
+
+async def _is_here(pool: asyncpg.Pool[asyncpg.Record]) -> bool:
+    return await pool.fetchval("SELECT to_regclass('vault.accesses')") is not None
+
+
+class _Anchor:
+    """Where the chain was last seen whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def kept(self) -> vault_record.Anchor | None:
+        try:
+            content = json.loads(self._path.read_text())
+            return vault_record.Anchor(content["seq"], bytes.fromhex(content["chain"]))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise EngineError(f"{self._path} cannot be read: {error}") from None
+
+    def keep(self, head: vault_record.Anchor) -> None:
+        write_private(self._path, json.dumps({"seq": head.seq, "chain": head.chain.hex()}))

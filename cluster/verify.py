@@ -2,7 +2,8 @@
 
 Checked, in this order: the hash chain and the reading rule (by the reader), every code that the journal has against the
 code that replay gives, the sum over each shard's accounts after every record, the kernel's invariants, every snapshot
-at its own offset, money between shards leg by leg, the balances that live shards answer, and the query store.
+at its own offset, money between shards leg by leg, the balances that live shards answer, the query store, and the chain
+of the vault's record of accesses.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import asyncpg
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -25,6 +27,7 @@ from cluster.journals import open_journal
 from cluster.settings import Settings
 from cluster.shards import shard_client
 from cluster.stores import kept_windows, pool_of, stores_of
+from cluster.vault import check_record
 from storage.events import BALANCE, RESULT, Code, Kind, ResultFlag
 from storage.journal import Corrupt, Journal, JournalError
 from storage.query_store import NotYetProjected, QueryStore
@@ -185,6 +188,7 @@ async def verify(settings: Settings, *, show_progress: bool) -> Report:
                 else:
                     report.skipped.append("balances of live shards: the engine is not running")
                 await _check_query_store(QueryStore(pool), replays, report, live=live)
+                await _check_vault(pool, data, report)
         except JournalError as error:
             raise EngineError(f"the journal cannot be read: {error}") from error
         finally:
@@ -305,6 +309,15 @@ def _compare_accounts(ours: np.ndarray, theirs: np.ndarray, report: Report) -> N
     for name in _COMPARED:
         for row in np.flatnonzero(ours[name] != theirs[name]).tolist():
             report.differs(f"account {ours['id'][row]}: {name} is {theirs[name][row]} live, {ours[name][row]} replayed")
+
+
+async def _check_vault(pool: asyncpg.Pool[asyncpg.Record], data: DataDirectory, report: Report) -> None:
+    checked = await check_record(pool, data)
+    if checked is None:
+        return
+    if checked.broken is not None:
+        report.differs(f"the vault's record of accesses cannot be trusted: {checked.broken}")
+    report.checked.append(f"hash chain of {checked.rows} accesses to the vault")
 
 
 async def _check_query_store(store: QueryStore, replays: list[_Replay], report: Report, *, live: bool) -> None:

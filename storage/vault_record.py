@@ -121,7 +121,7 @@ async def check(connection: Any, key: bytes, anchor: Anchor | None = None) -> Ch
     head = Anchor(found["seq"], bytes(found["chain"]))
     last, count = Anchor(0, b""), 0
     if anchor is not None and anchor.seq > head.seq:
-        return Checked(0, head, f"the record ends at {head.seq}, but {anchor.seq} was seen before: its end is gone")
+        return Checked(0, head, f"it ends at row {head.seq}, but was seen up to {anchor.seq} before: its end is gone")
     async for row in _rows(connection):
         if row["seq"] != last.seq + 1:
             return Checked(count, head, f"row {last.seq + 1} is missing")
@@ -133,7 +133,7 @@ async def check(connection: Any, key: bytes, anchor: Anchor | None = None) -> Ch
         if anchor is not None and anchor.seq == last.seq and anchor.chain != last.chain:
             return Checked(count, head, f"row {anchor.seq} is another one than was seen before")
     if last != head:
-        return Checked(count, head, f"the record ends at {last.seq}, its head says {head.seq}")
+        return Checked(count, head, f"it ends at row {last.seq}, its head says {head.seq}")
     return Checked(count, head, None)
 
 

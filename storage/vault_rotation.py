@@ -7,6 +7,7 @@ unwrap with it. In between, keys are wrapped anew a few at a time. Begun again a
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
@@ -18,6 +19,8 @@ from storage.vault_people import key_context
 
 _BATCH: Final = 500
 _ONE_AT_A_TIME: Final = 7307505
+_PATIENCE_MS: Final = 200
+_AGAIN_S: Final = 0.2
 
 
 class RotationRuns(Exception):  # noqa: N818 - what it is
@@ -88,5 +91,13 @@ async def _wrapped_anew(keys: KeyProvider, row: Any) -> tuple[bytes, str, bytes]
 
 
 async def _everybody_has_moved_on(pool: asyncpg.Pool[asyncpg.Record]) -> None:
-    async with pool.acquire() as connection, connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", ROTATION_LOCK)
+    """Return once every transaction that runs now has ended. While one hangs, the others must not wait behind us."""
+    while True:
+        try:
+            async with pool.acquire() as connection, connection.transaction():
+                await connection.execute(f"SET LOCAL lock_timeout = '{_PATIENCE_MS}ms'")
+                await connection.execute("SELECT pg_advisory_xact_lock($1)", ROTATION_LOCK)
+        except asyncpg.LockNotAvailableError:
+            await asyncio.sleep(_AGAIN_S)
+        else:
+            return
