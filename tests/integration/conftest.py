@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
 import httpx
 import pytest
 
 from tests.authority import Authority, authority
 from tests.engine import Engine
+
+_NONE: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class TiersEngine(Engine):
@@ -22,28 +26,41 @@ class TiersEngine(Engine):
             "vault_allowlist": "127.0.0.1/32",
             "vault_client_ca": str(self.authority.certificate),
             "score_client_certificate": str(self.authority.client),
+            "ingress": "serve",  # for payments, so that there is a port of Serve to try
         }
         super().__init__(directory / "var", tiers="vault,score,trace", settings=settings)
 
-    def http(self, token: str | None = None, **headers: str) -> httpx.Client:
+    def http(self, token: str | None = None, headers: Mapping[str, str] = _NONE) -> httpx.Client:
         """A client of the public door."""
         return httpx.Client(base_url=self.url, headers=_with(token, headers), timeout=30, trust_env=False)
 
     def vault(
-        self, token: str | None = None, *, source: str = "127.0.0.1", certificate: bool = True, **headers: str
+        self,
+        token: str | None = None,
+        headers: Mapping[str, str] = _NONE,
+        *,
+        source: str = "127.0.0.1",
+        certificate: bool = True,
     ) -> httpx.Client:
         """A client of the vault's door, at the address `source`, with or without a certificate of its own."""
+        transport = httpx.HTTPTransport(verify=self.vault_tls(certificate=certificate), local_address=source)
+        return httpx.Client(base_url=self.vault_url, headers=_with(token, headers), timeout=30, transport=transport)
+
+    @property
+    def vault_url(self) -> str:
+        """Its door."""
+        return f"https://127.0.0.1:{self.vault_port}"
+
+    def vault_tls(self, *, certificate: bool = True) -> ssl.SSLContext:
+        """What trusts the door, and shows it the certificate of a client."""
         context = ssl.create_default_context(cafile=str(self.data / "tls" / "localhost.crt"))
         if certificate:
             context.load_cert_chain(self.authority.client)
-        transport = httpx.HTTPTransport(verify=context, local_address=source)
-        url = f"https://127.0.0.1:{self.vault_port}"
-        return httpx.Client(base_url=url, headers=_with(token, headers), timeout=30, transport=transport)
+        return context
 
 
-def _with(token: str | None, headers: dict[str, str]) -> dict[str, str]:
-    sent = {name.replace("_", "-"): value for name, value in headers.items()}
-    return sent if token is None else {"Authorization": f"Bearer {token}", **sent}
+def _with(token: str | None, headers: Mapping[str, str]) -> dict[str, str]:
+    return dict(headers) if token is None else {"Authorization": f"Bearer {token}", **headers}
 
 
 @pytest.fixture(scope="session")
