@@ -10,7 +10,7 @@ from storage.vault import Vault
 from storage.vault_people import People
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Services:
     """What the application stands on. `networks`: CIDR, from which requests may come."""
 

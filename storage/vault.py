@@ -71,7 +71,7 @@ class Asked:
     correlation: str
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Session:
     """One transaction. `connection` is bound to the person asked about."""
 
@@ -130,7 +130,7 @@ class Vault:
         await self._pool.fetchval("SELECT seq FROM vault.chain_head")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Secrets:
     """What follows from the vault's key provider and is needed by whoever opens it."""
 

@@ -95,7 +95,7 @@ def unseal(key: bytes, sealed: bytes, context: bytes) -> bytes:
         raise Tampered("a ciphertext of the vault does not open where it lies") from None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class _Content:
     root: bytes  # secrets follow from it; it never changes
     current: str

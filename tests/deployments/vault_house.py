@@ -75,7 +75,7 @@ class Caller:
         return await self.http.request(method, f"/vault/v1{path}", json=body)
 
 
-@dataclass
+@dataclass(repr=False)
 class VaultHouse:
     """The application and what it stands on."""
 
