@@ -7,6 +7,7 @@ DATA/postgres/          the embedded PostgreSQL
 DATA/kafka/             the embedded Kafka broker, when the journal is on one
 DATA/snapshots/         books by partition and offset
 DATA/run/engine.json    0600: url, ports, pids of the running engine
+DATA/run/stopping       and unfinished/: see cluster/farewell.py
 DATA/run/shards.json    where each shard listens, written by the directory actor
 DATA/log/               logs of the engine's parts
 """

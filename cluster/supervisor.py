@@ -19,6 +19,7 @@ from pathlib import Path
 from cluster import applications, deploy, processes
 from cluster.certificates import CertificateError, check_certificate, ensure_certificate
 from cluster.data import DataDirectory, EngineError, Running, Secrets
+from cluster.farewell import Farewell
 from cluster.gateway import Application, Door, Gateway, GatewayConfig, GatewayError
 from cluster.plan import Plan, loopback_of
 from cluster.postgres import PostgresError, PostgresServer
@@ -32,6 +33,7 @@ from deployments.listener import shared_socket
 
 _WATCH_S = 0.25
 _READY_S = 120.0
+_FAREWELL_S = 12.0
 _RETRY_S_MAX = 10.0
 
 
@@ -102,6 +104,7 @@ class Supervisor:
         await self._compile()
 
         self._ray = self._node()
+        Farewell(self.data.run).forget()
         self._say("starting Ray")
         await asyncio.to_thread(self._ray.start)
         plan = Plan(
@@ -323,12 +326,19 @@ class Supervisor:
                 self._say(f"{error}; trying again in {retry_s:.1f} s")
 
     async def _stop(self, secrets: Secrets) -> None:
-        """Close the door, then the actors, then what they stand on. What was acknowledged is durable at any moment."""
+        """Close the door, then the actors, then what they stand on. What was acknowledged is durable at any moment; who
+        writes something behind is let finish."""
         self._say("stopping")
         if self._deployer is not None and self._deployer.returncode is None:
             self._deployer.kill()
             await self._deployer.wait()
-        for part in (self._gateway, self._ray, self._kafka, self._postgres):
+        if self._gateway is not None:
+            await asyncio.to_thread(self._gateway.stop)
+        if self._ray is not None:
+            unfinished = await asyncio.to_thread(Farewell(self.data.run).ask, _FAREWELL_S)
+            if unfinished:
+                self._say(f"processes {unfinished} did not finish within {_FAREWELL_S:.0f} s")
+        for part in (self._ray, self._kafka, self._postgres):
             if part is not None:
                 await asyncio.to_thread(part.stop)
         self._leave_door()

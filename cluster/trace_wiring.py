@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -11,6 +10,7 @@ import asyncpg
 
 from actors.movements import Movements
 from cluster.documents import open_documents
+from cluster.farewell import Farewell
 from cluster.plan import Plan
 from deployments.auth.basic import BasicBackend
 from deployments.identity_passwords import Passwords
@@ -54,17 +54,30 @@ async def trace_application(config: dict[str, Any]) -> Application:
     plan = await Plan.taken_up(config)
     database = await open_documents(plan.settings, plan.dsn, COLLECTIONS)
     services = make_services(plan, database)
-    beside = [
-        asyncio.create_task(services.queries.run(), name="last queries"),
-        asyncio.create_task(services.backend.keep_looking(), name="users"),
-    ]
+    farewell = Farewell(plan.data.run)
+    farewell.promise()
+    writing = asyncio.create_task(services.queries.run(), name="last queries")
+    looking = asyncio.create_task(services.backend.keep_looking(), name="users")
+
+    async def finish() -> None:
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+        try:
+            await services.queries.stop()
+        finally:
+            farewell.finished()
+
+    async def finish_when_asked() -> None:
+        await farewell.asked()
+        await finish()
+
+    finishing = asyncio.create_task(finish_when_asked(), name="farewell")
 
     async def close() -> None:
-        for task in beside:
+        for task in (finishing, looking):
             task.cancel()
-        await asyncio.gather(*beside, return_exceptions=True)
-        with contextlib.suppress(Exception):  # it has said in the log what is lost
-            await services.queries.stop()
+        await asyncio.gather(finishing, looking, return_exceptions=True)
+        await finish()
         services.backend.close()
         await database.close()
 
