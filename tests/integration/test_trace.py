@@ -34,7 +34,7 @@ def add_user(engine: TiersEngine, name: str) -> None:
 
 
 def ask(engine: TiersEngine, user: str, tax_id: str, path: str = "person", password: str = PASSWORD) -> httpx.Response:
-    with engine.http(**{"Razao-Tax-Id": tax_id}) as http:
+    with engine.http(headers={"Razao-Tax-Id": tax_id}) as http:
         return http.get(f"/trace/v1/{path}", auth=httpx.BasicAuth(user, password))
 
 
@@ -99,7 +99,7 @@ def test_a_disabled_user_is_out_within_a_second_and_a_new_password_opens(tiers_e
 def test_tokens_do_not_open_the_trace(tiers_engine: TiersEngine) -> None:
     for audience in ("payments", "score", "vault"):
         token = tiers_engine.razao("token", "--scope", "ledger:read", "--audience", audience).stdout.strip()
-        with tiers_engine.http(token, **{"Razao-Tax-Id": PAYER}) as http:
+        with tiers_engine.http(token, {"Razao-Tax-Id": PAYER}) as http:
             answer = http.get("/trace/v1/person")
         assert (answer.status_code, answer.headers["www-authenticate"][:5]) == (401, "Basic")
 
