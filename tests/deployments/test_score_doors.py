@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
 import pytest
 
-from deployments.listener import Listener
 from deployments.score import create_app
+from tests.deployments.schemathesis_run import finds_nothing
 from tests.deployments.score_house import BANK, CPF, GATEWAY, OTHER_CPF, PROFILE, House
 
 LOAN = {"razao-purpose": "loan"}
@@ -188,18 +184,7 @@ async def test_a_tax_id_is_neither_in_the_store_nor_in_a_line_of_the_log(
 @pytest.mark.slow
 async def test_schemathesis_finds_no_error_of_ours(scores: House, tmp_path: Path) -> None:
     await scores.write()
-    listener = Listener(create_app(scores.services), "127.0.0.1", 0)
-    await listener.start()
     scope = "score:self score:read score:profile score:write score:extract"
-    program = [str(Path(sys.executable).with_name("schemathesis")), "run", "--max-examples", "12", "--seed", "7"]
     headers = {"Authorization": f"Bearer {scores.token(scope=scope, of=CPF)}", "Razao-Gateway": GATEWAY}
     headers |= {"Razao-Tax-Id": CPF}
-    run = await asyncio.create_subprocess_exec(
-        *program, f"http://127.0.0.1:{listener.port}/score/v1/openapi.json", "--no-color",
-        "--checks", "not_a_server_error,status_code_conformance,response_schema_conformance",
-        *(part for name, value in headers.items() for part in ("--header", f"{name}: {value}")),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=tmp_path, env={**os.environ, "NO_PROXY": "*"},
-    )  # fmt: skip
-    said, _ = await run.communicate()
-    await listener.drain(1.0, idle_s=0.0)
-    assert run.returncode == 0, said.decode()[-6000:]
+    await finds_nothing(create_app(scores.services), "/score/v1/openapi.json", headers, tmp_path)

@@ -19,7 +19,8 @@ from storage.messages import Change, ChangesAway, StoredChanges
 from storage.messages_kafka import KafkaChanges, Relay
 from storage.vault import OUTBOX_ROLE, ROTATION_LOCK, dsn_as
 from tests.conftest import free_port
-from tests.deployments.vault_house import ANA, PURPOSE, VaultHouse, debt, person
+from tests.deployments.schemathesis_run import finds_nothing
+from tests.deployments.vault_house import ANA, GATEWAY, PURPOSE, READ_ALL, VaultHouse, debt, person
 
 DEBTS = "/person?fields=debts"
 
@@ -289,3 +290,20 @@ async def some(changes: KafkaChanges, count: int) -> list[Change]:
         while len(found) < count:
             found += await changes.take(10)
     return found
+
+
+# -- everything at once -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+async def test_schemathesis_finds_no_error_of_ours(vault_house: VaultHouse, tmp_path: Path) -> None:
+    await vault_house.keep(debt())
+    scope = f"vault:self vault:write vault:grant vault:audit {READ_ALL}"
+    headers = {
+        "Authorization": f"Bearer {vault_house.token('schema', scope, tax_id=ANA, life=600)}",
+        "Razao-Gateway": GATEWAY, "Razao-Client-Address": "127.0.0.1", "Razao-Tax-Id": ANA, "Razao-Purpose": PURPOSE,
+    }  # fmt: skip
+    await finds_nothing(vault_house.app, "/vault/v1/openapi.json", headers, tmp_path)
+    reached = {row["action"] for row in await vault_house.record() if row["decision"] == "answered"}
+    assert reached >= {"read", "write", "erase", "grant", "list-grants", "ask", "list-requests", "accesses"}
+    assert await broken(vault_house) is None
