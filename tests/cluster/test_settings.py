@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from actors.recovery import Windows
-from cluster.data import Secrets
-from cluster.plan import Plan
+from cluster.data import DataDirectory, Secrets
+from cluster.plan import Plan, own_certificate
 from cluster.settings import Settings
 
 
@@ -46,3 +46,67 @@ def test_the_environment_is_read_and_what_is_given_wins(monkeypatch: pytest.Monk
 def test_shards_are_a_power_of_two(shards: int) -> None:
     with pytest.raises(ValidationError):
         settings(shards=shards)
+
+
+@pytest.mark.parametrize(
+    ("given", "active"),
+    [
+        ({"tiers": "vault,score,trace"}, ("vault", "score", "trace")),
+        ({"tiers": " trace , vault"}, ("vault", "trace")),
+        ({"tiers": "vault,score", "vault_port": 0}, ("score",)),
+        ({"tiers": ""}, ()),
+    ],
+)
+def test_those_tiers_run_that_are_wanted_and_the_vault_only_with_a_door(
+    given: dict[str, Any], active: tuple[str, ...]
+) -> None:
+    assert settings(**given).active_tiers == active
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"tiers": "vault,safe"},
+        {"vault_allowlist": ""},
+        {"vault_allowlist": "10.0.0.1/8"},  # bits beyond the mask: a mistake for something else
+        {"vault_allowlist": "10.0.0.0/8 192.168.0.0/16"},
+        {"vault_allowlist": "example.com"},
+        {"token_audience": "vault"},
+        {"vault_url": "http://vault.example"},
+        {"mongo_driver": "other"},
+        {"score_debts_deadline_s": 0},
+    ],
+)
+def test_what_would_open_or_close_a_tier_by_mistake_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        settings(**given)
+
+
+def test_the_vault_lets_this_machine_in_unless_told_otherwise() -> None:
+    assert settings().vault_networks == ("127.0.0.0/8", "::1/128")
+    assert settings(vault_allowlist="10.0.0.0/8, 2001:db8::/32").vault_networks == ("10.0.0.0/8", "2001:db8::/32")
+
+
+@pytest.mark.parametrize(
+    ("given", "url", "authority"),
+    [
+        ({"vault_port": 9444}, "https://127.0.0.1:9444", "own"),
+        ({"vault_port": 9444, "host": "0.0.0.0"}, "https://127.0.0.1:9444", "own"),  # noqa: S104 - a public gateway
+        ({"vault_port": 9444, "host": "::"}, "https://[::1]:9444", "own"),
+        ({"tls_certificate": "bank.pem"}, "https://127.0.0.1:8444", None),
+        ({"vault_url": "https://vault.example"}, "https://vault.example", None),
+        ({"vault_url": "https://vault.example", "vault_server_ca": "/ca.pem"}, "https://vault.example", "/ca.pem"),
+    ],
+)
+def test_the_score_asks_the_engine_s_own_vault_and_trusts_its_certificate_unless_told_otherwise(
+    given: dict[str, Any], url: str, authority: str | None, tmp_path: Path
+) -> None:
+    secrets = Secrets("e", "00", "00", "s")
+    plan = Plan(settings(data=tmp_path, **given), secrets, 2, Windows(), "dsn", 1, 2, "http://localhost")
+    assert plan.vault_url == url
+    own = str(own_certificate(DataDirectory(tmp_path)))
+    assert plan.vault_server_ca == (None if authority is None else Path(own if authority == "own" else authority))
+
+
+def test_a_login_within_an_address_is_not_shown() -> None:
+    assert "swordfish" not in repr(settings(mongo_url="mongodb://razao:swordfish@localhost/"))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jwt
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from cluster.cli import app
 from cluster.console import settings_of
+from cluster.data import DataDirectory
+from storage.references import person_reference
 
 PROVIDER: dict[str, object] = {
     "name": "bank",
@@ -41,6 +44,18 @@ def test_razao_token_is_refused_where_nobody_would_take_it(tmp_path: Path, monke
     refused = CliRunner().invoke(app, words)
     assert refused.exit_code == 1
     assert "ey" not in refused.stdout
+
+
+@pytest.mark.parametrize("audience", ["payments", "vault", "score"])
+def test_razao_token_is_for_the_audience_and_the_tax_id_that_it_is_asked_for(tmp_path: Path, audience: str) -> None:
+    words = ["token", "--sub", "ana", "--scope", "x", "--audience", audience, "--data", str(tmp_path)]
+    signed = [CliRunner().invoke(app, [*words, *more]).stdout.strip() for more in ([], ["--tax-id", "529.982.247-25"])]
+    claims = [jwt.decode(one, options={"verify_signature": False}) for one in signed]
+    assert [one["aud"] for one in claims] == [audience, audience]
+    key = bytes.fromhex(DataDirectory(tmp_path).secrets().ledger_key)
+    assert [one.get("person") for one in claims] == [None, person_reference(key, "52998224725").hex()]
+    assert CliRunner().invoke(app, [*words, "--tax-id", "529.982.247-26"]).exit_code == 1
+    assert CliRunner().invoke(app, [*words[:5], "--audience", "trace", *words[7:]]).exit_code == 2
 
 
 def test_issuers_are_read_from_the_environment_and_must_differ(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from ray import serve
 from cluster.ray_node import RayNode
 from deployments import serving
 from deployments.listener import shared_socket
-from deployments.serving import ReplicasWanted, Spec
+from deployments.serving import DeployFailed, ReplicasWanted, Spec
 from tests.deployments import toll
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -205,6 +205,22 @@ async def test_what_was_counted_shows_in_rays_metrics(node: RayNode, spec: Spec)
             pages = [await client.get(f"http://{target}/metrics") for target in targets]
             found = b"".join(page.content for page in pages)
             await asyncio.sleep(0.5)
+
+
+async def test_an_application_that_does_not_start_says_why_and_those_deployed_with_it_serve(
+    node: RayNode, spec: Spec
+) -> None:
+    directory = node.directory / "log"
+    other = replace(spec, name="other", port=0, route_prefix=None, log_directory=str(directory))
+    specs = [spec, replace(other, factory=toll.broken, replicas_min=1, replicas_max=1)]
+    with pytest.raises(
+        DeployFailed, match=r"^the application other does not start: RuntimeError: the store of \*\*\* is"
+    ):
+        await asyncio.to_thread(serving.run_all, specs)
+    assert (await ask(spec.port))["version"] == "1"
+    await asyncio.to_thread(serve.delete, "other")
+    lines = [json.loads(line) for line in (directory / "other.log").read_text().splitlines()]
+    assert {(line["application"], line["message"]) for line in lines} == {("other", "other does not start")}
 
 
 async def test_load_adds_replicas_and_its_end_removes_them_without_losing_a_request(node: RayNode, spec: Spec) -> None:

@@ -55,3 +55,8 @@ async def create(config: dict[str, Any]) -> Application:
     """The factory."""
     toll = Toll(config)
     return Application(toll, close=toll.close, check_health=toll.check_health, reconfigure=toll.reconfigure)
+
+
+async def broken(_config: dict[str, Any]) -> Application:
+    """A factory that cannot."""
+    raise RuntimeError("the store of 529.982.247-25 is away")
