@@ -39,7 +39,9 @@ from deployments.problems import (
 INTRODUCTION: Final = (
     "People and programs get their tokens here. A person registers and logs in, and has an ID token, an access token "
     "(a JWT by RFC 9068, some minutes) and a refresh token (for one use at `/oauth/token` with the client `razao`; a "
-    "second use ends the login). The access token opens the ledger.\n\n"
+    "second use ends the login). The access token opens the ledger, or, when the login names another `audience`, the "
+    "vault or the score: one token, one door. A program chooses the door by the scopes that it asks for; those for several "
+    "doors at once are `invalid_scope`.\n\n"
     "Programs that act for people send them to `/oauth/authorize` with PKCE (S256) and a redirect URI that is "
     "registered character by character. Systems, and the access keys that people make, use client credentials. "
     "The calls under `/oauth` take forms and answer errors as their RFCs say (`error`, `error_description`); "
