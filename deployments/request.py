@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
@@ -67,13 +68,7 @@ class Request:
     @property
     def address(self) -> str:
         """The client's network address as the gateway saw it; `UNKNOWN_ADDRESS` when there is none to believe."""
-        given = self.headers.get(b"razao-client-address", b"").decode("latin-1")
-        try:
-            address = ipaddress.ip_address(given)
-        except ValueError:
-            return UNKNOWN_ADDRESS
-        mapped = getattr(address, "ipv4_mapped", None)
-        return str(mapped or address)
+        return _address(self.headers.get(b"razao-client-address", b""))
 
     @property
     def correlation_id(self) -> str:
@@ -132,6 +127,16 @@ class Request:
             if name not in allowed:
                 raise malformed("query", f"Unknown query parameter; known here: {', '.join(allowed) or 'none'}")
         return parameters
+
+
+@lru_cache(maxsize=4096)
+def _address(given: bytes) -> str:
+    try:
+        address = ipaddress.ip_address(given.decode("latin-1"))
+    except ValueError:
+        return UNKNOWN_ADDRESS
+    mapped = getattr(address, "ipv4_mapped", None)
+    return str(mapped or address)
 
 
 def correlation_of(headers: Mapping[bytes, bytes], request_id: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
@@ -17,7 +17,7 @@ from deployments.payments_call import read_instant
 from deployments.problems import INVALID_AMOUNT, INVALID_TAX_ID, NOT_FOUND, ProblemError, malformed
 from deployments.request import JSON, TAX_ID, Answer, Request, json_answer
 from deployments.tax_id import read_tax_id
-from deployments.trace_answers import Answers, Kept, last_query
+from deployments.trace_answers import Answers, Kept, References, last_query
 from deployments.trace_queries import LastQueries
 from deployments.trace_schema import (
     AMOUNT_MAX,
@@ -52,6 +52,7 @@ class Services:
     key: bytes
     gateway_secret: str | None = None
     deadline_s: float = 10.0
+    references: References = field(default_factory=References)
     repeated_tax_ids: bool = False
 
 
@@ -66,6 +67,9 @@ class Call(Request):
 
     def person(self) -> bytes:
         """The reference of the person whom the request is about."""
+        return self.services.references.of(self.headers.get(b"razao-tax-id", b""), self._reference)
+
+    def _reference(self) -> bytes:
         services = self.services
         return person_reference(services.key, self.tax_id(repeated=services.repeated_tax_ids))
 
