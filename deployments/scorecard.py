@@ -11,7 +11,9 @@ Scoring n people is one call and the same few NumPy operations for any n.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
@@ -220,13 +222,17 @@ class Explained(NamedTuple):
     factors: tuple[Reason, ...]
 
 
-def explain(bins: Rows | list[int], *, debts_considered: bool) -> Explained:
+def explain(bins: Iterable[int], *, debts_considered: bool) -> Explained:
     """What the bins of one person come to, and why: the factor that costs most comes first."""
-    row = np.asarray(bins)
-    scored, rate = _of_bins(row[None, :], np.array([debts_considered]))
+    return _explained(tuple(bins), debts_considered)
+
+
+@lru_cache(maxsize=8192)  # of all the bins that there are together, few come often
+def _explained(bins: tuple[int, ...], debts_considered: bool) -> Explained:
+    scored, rate = _of_bins(np.array([bins]), np.array([debts_considered]))
     reasons = [
         Reason(factor.name, factor.weight * factor.shares[bin_] / 100, factor.weight, factor.reasons[bin_])
-        for index, (factor, bin_) in enumerate(zip(FACTORS, row.tolist(), strict=True))
+        for index, (factor, bin_) in enumerate(zip(FACTORS, bins, strict=True))
         if debts_considered or index != DEBTS
     ]
     reasons.sort(key=lambda reason: reason.points - reason.weight)

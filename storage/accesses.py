@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from storage.documents import Database
 from storage.gathering import Gathering
@@ -25,8 +24,7 @@ _TIME_MAX: Final = 2**64 - 1
 _TAIL: Final = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
+class Access(NamedTuple):
     """One request and what became of it. Never content, and no tax id.
 
     `what`: score, profile, extract…; `decision`: answered, absent, refused, changed; `own`: by the person; `at`: ns.
@@ -58,7 +56,7 @@ class Accesses:
 
     async def write(self, person: bytes, access: Access) -> None:
         """Return once it is durable."""
-        body = {name: value for name, value in asdict(access).items() if value is not None}
+        body = {name: value for name, value in access._asdict().items() if value is not None}
         await self._writes((_key(person, _ANSWERED if access.is_query else _OTHER, access.at), body))
 
     async def queries(self, person: bytes, *, limit: int, after: bytes = b"") -> list[tuple[bytes, Access]]:

@@ -86,7 +86,9 @@ async def both(house: IdentityHouse, trust: Trust, vault_house: VaultHouse, tmp_
     doors = Door(app), Door(identity.create_app(house.services))
     for door in doors:
         await door.open()
-    async with httpx.AsyncClient(trust_env=False) as http, score_house(house.plan.dsn, tmp_path) as scores:
+    # It is the breaker's deadline that ends a call, not the client's own.
+    patient = httpx.AsyncClient(trust_env=False, timeout=300)
+    async with patient as http, score_house(house.plan.dsn, tmp_path) as scores:
         tokens = ClientTokens(
             http, f"{doors[1].url}/oauth/token", SCORE_CLIENT, score_client_secret(LEDGER_KEY),
             Breaker("identity", threshold=THRESHOLD, open_s=OPEN_S),
