@@ -285,52 +285,23 @@ def _show_services(states: list[State], as_json: bool) -> None:
         out.print("no services were started here", markup=False)
 
 
-def _run_demo(directory: DataDirectory) -> None:
-    import httpx
-
-    from cluster.demo import Demo
-    from cluster.demo_identity import IdentityDemo
-    from deployments.auth.keys import sign_token
-
-    running = directory.running()
-    if running is None:
-        raise EngineError(f"no engine runs on {directory.root}; start one with `razao up`")
-    settings = settings_of(data=directory.root)
-    if not settings.trusts_embedded_key:
-        raise EngineError("the demo pays money in with the embedded key, which is not trusted here")
-    bearer = sign_token(
-        directory.keys,
-        sub="demo",
-        scope="ledger:read ledger:write ledger:fund",
-        audience=settings.token_audience,
-        issuer=settings.token_issuer,
-        expires_in=600,
-    )
-    headers = {"Authorization": f"Bearer {bearer}"}
-    with (
-        httpx.Client(base_url=running.url, headers=headers, timeout=30, trust_env=False) as client,
-        httpx.Client(base_url=running.url, timeout=30, trust_env=False) as nobody,
-    ):
-        try:
-            Demo(client, lambda line: out.print(line, markup=False)).run()
-            IdentityDemo(nobody, client, lambda line: out.print(line, markup=False)).run()
-        except httpx.HTTPError as error:
-            raise EngineError(f"{running.url} does not answer: {error}") from error
-
-
 def _show_demo(directory: DataDirectory) -> None:
     """The demo of an engine that goes on whatever becomes of it."""
+    from cluster.demo_run import run
+
     try:
-        _run_demo(directory)
+        run(directory, lambda line: out.print(line, markup=False))
     except EngineError as error:
         err.print(f"[red]the demo stopped:[/] {error}", markup=True)
 
 
 @app.command()
 def demo(data: Data = None) -> None:
-    """Open accounts, move money, hold and post; register, log in and pay; and show what is refused."""
+    """Open accounts and move money; register, log in and pay; open the doors of the three tiers; show each refusal."""
+    from cluster.demo_run import run
+
     try:
-        _run_demo(directory_of(data))
+        run(directory_of(data), lambda line: out.print(line, markup=False))
     except EngineError as error:
         fail(str(error), 1)
 

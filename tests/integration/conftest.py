@@ -63,7 +63,7 @@ def _with(token: str | None, headers: Mapping[str, str]) -> dict[str, str]:
     return dict(headers) if token is None else {"Authorization": f"Bearer {token}", **headers}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def tiers_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TiersEngine]:
     """One for all of them, each with people of its own."""
     one = TiersEngine(tmp_path_factory.mktemp("tiers"))
