@@ -118,6 +118,13 @@ def test_what_a_request_is_about_passes_both_doors(doors: Doors) -> None:
     assert "razao-person" not in seen
 
 
+def test_what_no_door_takes_this_one_does_not_take_either(doors: Doors) -> None:
+    assert_problem(doors.vault("/vault?" + "x" * 9000), 400, problems.MALFORMED)
+    assert_problem(doors.vault("/vault", more=f"X-Long: {'x' * 17000}\r\n"), 431, problems.HEADERS_TOO_LARGE)
+    assert_problem(doors.vault("/vault", more="Content-Length: 9000000\r\n"), 413, problems.TOO_LARGE)
+    assert doors.vault("/vault").headers["x-request-id"]
+
+
 def test_the_door_speaks_https_alone(doors: Doors) -> None:
     with socket.create_connection((LOCALHOST, doors.vault_port), timeout=PATIENCE_S) as connection:
         connection.sendall(b"GET /vault HTTP/1.1\r\nHost: razao\r\n\r\n")

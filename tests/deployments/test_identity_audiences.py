@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import asyncpg
 import httpx
+import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 
 from cluster import identity
 from cluster.data import EngineError
 from cluster.identity import SCORE_CLIENT, score_client_secret
 from cluster.identity_wiring import Trust
+from cluster.settings import OidcIssuer
 from deployments.auth.issuers import Provider
 from deployments.auth.keys import sign_token
 from deployments.auth.tokens import InvalidToken
 from deployments.identity_roles import AUDIENCES, OF_ROLE, SELF, Role, audience_of, only_audience
 from deployments.tax_id import read_tax_id
 from storage.references import person_reference
-from tests.deployments.identity_house import CPF, PASSWORD, Browser, House, redirected
+from tests.deployments.identity_house import CPF, PASSWORD, Browser, House, now, redirected
 
 FORM = {"grant_type": "client_credentials"}
 
@@ -182,9 +191,45 @@ PROVIDER: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_an_outside_provider_opens_those_tiers_alone_that_an_operator_named() -> None:
-    provider = Provider(**PROVIDER, tier_audiences={"score": "score-api"})
-    assert [provider.opens(tier) for tier in (None, "score", "vault")] == [True, True, False]
+@contextlib.contextmanager
+def served(document: bytes) -> Iterator[str]:
+    """The address of a key set."""
+
+    class Keys(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(document)
+
+        def log_message(self, *_: object) -> None:
+            """Nobody reads it."""
+
+    with HTTPServer(("127.0.0.1", 0), Keys) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/jwks"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+async def test_an_outside_provider_opens_those_tiers_alone_that_an_operator_named(house: House) -> None:
+    key = generate_private_key(65537, 2048)
+    public = {**json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(key.public_key())), "kid": "k", "use": "sig"}
+    claims = {"iss": PROVIDER["issuer"], "sub": "clerk-1", "iat": now(), "exp": now() + 60, "role": "clerk"}
+
+    def signed(audience: str) -> str:
+        return jwt.encode({**claims, "aud": audience}, key, algorithm="RS256", headers={"kid": "k"})
+
+    with served(json.dumps({"keys": [public]}).encode()) as jwks:
+        provider = {**PROVIDER, "jwks": jwks, "tier_audiences": {"score": "score-api"}}
+        settings = house.plan.settings.model_copy(update={"oidc_issuers": [OidcIssuer(**provider)]})
+        trust = Trust(replace(house.plan, settings=settings), house.pool)
+        found = {audience: await taken_by(trust, signed(audience)) for audience in ("ledger-api", "score-api", "vault")}
+        assert found == {"ledger-api": {"payments"}, "score-api": {"score"}, "vault": set()}
+        identity = await trust.verifier("score").verify(signed("score-api").encode())
+    assert (identity.subject, set(identity.scopes)) == ("bank|clerk-1", {"score:read"})
 
 
 @pytest.mark.parametrize(
