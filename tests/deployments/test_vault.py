@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 from typing import Any
 
 import asyncpg
 import httpx
 import pytest
 
+from cluster import vault
 from storage.messages import StoredChanges
 from storage.references import SCORE as SCORE_PURPOSE
 from storage.references import derived_key, person_reference
-from storage.vault import OUTBOX_ROLE, dsn_as
+from storage.vault import OUTBOX_ROLE, Acts, Asked, dsn_as
+from storage.vault_keys import KeyFile, Wrapped
+from storage.vault_people import People
 from tests.deployments.vault_house import (
     ANA,
     BIA,
@@ -329,6 +333,39 @@ async def test_writers_and_erasers_of_one_person_at_once_leave_what_can_be_read(
     answers = await asyncio.gather(*sent)
     assert {answer.status_code for answer in answers} == {204}
     assert (await vault_house.self_().get(ALL)).status_code == 200
+
+
+async def test_nothing_is_sealed_with_a_key_that_is_being_destroyed(vault_house: VaultHouse) -> None:
+    await vault_house.keep(debt())
+    waiting, go_on = asyncio.Event(), asyncio.Event()
+    keys = vault.key_file(vault_house.plan.data)
+
+    class Slow(KeyFile):
+        async def unwrap(self, wrapped: Wrapped, context: bytes) -> bytes:
+            waiting.set()
+            await go_on.wait()
+            return await keys.unwrap(wrapped, context)
+
+    slow = People(Slow(Path(vault_house.plan.data.keys) / "vault.json"), vault_house.secrets.item_key)
+    asked = Asked(vault_house.services.vault.subject("52998224725"), "bureau", "", "write", ("debts",), "", "r", "r")
+
+    async def change() -> None:
+        async with vault_house.services.vault.session(asked, Acts.WRITE) as session:
+            await slow.change_debts(session, {"d-5": debt(5)}, [])
+            await session.record("answered")
+
+    async def erase_and_put() -> None:
+        await vault_house.source().send("DELETE", "/person")
+        await vault_house.keep(debt(2))
+
+    changing = asyncio.create_task(change())
+    await waiting.wait()
+    others = asyncio.create_task(erase_and_put())
+    for _ in range(10):
+        await vault_house.self_(BIA).get(ALL)
+    go_on.set()
+    await asyncio.gather(changing, others)
+    assert (await vault_house.self_().get(ALL)).json()["debts"] == [debt(2)]
 
 
 # -- the record -------------------------------------------------------------------------------------------------------

@@ -15,10 +15,12 @@ import httpx
 import pytest
 
 from cluster.postgres import PostgresServer
-from cluster.vault import check_record
+from cluster.vault import check_record, key_file
 from deployments.auth.network import NetworkMiddleware
 from deployments.auth.tokens import KeyFile, TokenVerifier
 from deployments.edge import Edge
+from storage.vault_keys import Tampered, Wrapped
+from storage.vault_people import key_context
 from tests.conftest import free_port, running
 from tests.deployments.vault_house import (
     ANA,
@@ -197,6 +199,15 @@ async def test_a_ciphertext_that_was_moved_or_changed_shows_nothing_and_is_on_re
                 " INSERT INTO vault.facts SELECT * FROM f; DROP TABLE f, k"
             )
     assert (await open_house.score().get(DEBTS)).status_code == 200
+
+
+async def test_a_wrapped_key_opens_for_its_own_person_alone(open_house: VaultHouse) -> None:
+    row = await open_house.owner.fetchrow("SELECT * FROM vault.keys")
+    assert row is not None
+    keys, wrapped = key_file(open_house.plan.data), Wrapped(row["master"], row["wrapped"])
+    assert len(await keys.unwrap(wrapped, key_context(row["person"]))) == 32
+    with pytest.raises(Tampered):
+        await keys.unwrap(wrapped, key_context(bytes(16)))
 
 
 async def test_a_dump_of_the_database_shows_nobody(open_house: VaultHouse) -> None:

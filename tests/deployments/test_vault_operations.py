@@ -17,10 +17,10 @@ from storage.feed_kafka import TopicProducer
 from storage.journal.kafka_client import KafkaAddress
 from storage.messages import Change, ChangesAway, StoredChanges
 from storage.messages_kafka import KafkaChanges, Relay
-from storage.vault import OUTBOX_ROLE, ROTATION_LOCK, dsn_as
+from storage.vault import FIELDS, OUTBOX_ROLE, Acts, Asked, dsn_as
 from tests.conftest import free_port
 from tests.deployments.schemathesis_run import finds_nothing
-from tests.deployments.vault_house import ANA, GATEWAY, PURPOSE, READ_ALL, VaultHouse, debt, person
+from tests.deployments.vault_house import ANA, BIA, GATEWAY, PURPOSE, READ_ALL, VaultHouse, debt, person
 
 DEBTS = "/person?fields=debts"
 
@@ -90,22 +90,28 @@ def cpf(base: str) -> str:
     return "".join(map(str, digits))
 
 
-async def test_a_transaction_that_hangs_holds_up_the_rotation_but_nobody_else(vault_house: VaultHouse) -> None:
+async def test_a_rotation_waits_for_who_began_under_the_old_master_and_nobody_waits_for_it(
+    vault_house: VaultHouse,
+) -> None:
     await vault_house.keep(debt())
-    async with vault_house.owner.acquire() as hanging, hanging.transaction():
-        await hanging.execute("SELECT pg_advisory_xact_lock_shared($1)", ROTATION_LOCK)
+    services = vault_house.services
+    asked = Asked(services.vault.subject("11144477735"), "bureau", "127.0.0.1", "write", FIELDS, "", "r", "r")
+    async with services.vault.session(asked, Acts.WRITE) as slow:
+        await services.people.change_debts(slow, {"d-1": debt()}, [])
         rotation = asyncio.create_task(rotate(vault_house))
         for _ in range(5):
             assert (await vault_house.self_().get(DEBTS)).status_code == 200
         assert not rotation.done()
-    assert (await rotation)["keys"] == 1
+        await slow.record("answered")
+    assert (await rotation)["keys"] == 2
+    assert (await vault_house.self_(BIA).get(DEBTS)).json()["debts"] == [debt()]
 
 
 async def test_a_rotation_that_broke_off_is_finished_by_the_next(vault_house: VaultHouse) -> None:
     await vault_house.keep(debt())
     await vault.key_file(vault_house.plan.data).rotate()  # and then the command was killed
     assert len(masters(vault_house)) == 2
-    await vault_house.source("111.444.777-35").send("PUT", "/person", person())
+    await vault_house.source(BIA).send("PUT", "/person", person())
     assert len((await rotate(vault_house))["retired"]) == 2  # type: ignore[arg-type]
     assert len(masters(vault_house)) == 1
     assert (await vault_house.self_().get(DEBTS)).status_code == 200
@@ -177,6 +183,24 @@ async def test_a_record_that_was_changed_cut_or_reordered_is_found(vault_house: 
                 " vault.chain_head; INSERT INTO vault.chain_head SELECT * FROM head"
             )
     assert await broken(vault_house) is None
+
+
+async def test_a_row_of_another_past_does_not_fit_where_it_once_was(vault_house: VaultHouse) -> None:
+    for _ in range(9):
+        await vault_house.score().get(DEBTS)
+    async with vault_house.owner.acquire() as connection:
+        await connection.execute("CREATE TEMP TABLE past AS SELECT * FROM vault.accesses")
+        await connection.execute("ALTER TABLE vault.accesses DISABLE TRIGGER ALL")
+        await connection.execute(
+            "DELETE FROM vault.accesses WHERE seq > 4; UPDATE vault.chain_head"
+            " SET seq = 4, chain = (SELECT chain FROM vault.accesses WHERE seq = 4)"
+        )
+        for _ in range(5):
+            await vault_house.source().send("PATCH", "/person", {})
+        assert await broken(vault_house) is None  # nobody had looked before: that is what anchors are for
+        await connection.execute("DELETE FROM vault.accesses WHERE seq IN (7, 9)")
+        await connection.execute("INSERT INTO vault.accesses SELECT * FROM past WHERE seq IN (7, 9)")
+    assert "row 7 is not what was written" in (await broken(vault_house) or "")
 
 
 async def test_a_record_is_checked_while_it_grows(vault_house: VaultHouse) -> None:
