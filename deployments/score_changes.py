@@ -22,13 +22,15 @@ _AGAIN_S: Final = 1.0
 
 
 class Follower:
-    """Follows messages from `start` to `close`. `dropped`: messages acted upon, repeated ones too."""
+    """Follows messages from `start` to `close`. `dropped`: messages acted upon, repeated ones too; `failed`: times
+    that they could not be."""
 
     def __init__(self, changes: Changes, profiles: Profiles) -> None:
         self._changes = changes
         self._profiles = profiles
         self._task: asyncio.Task[None] | None = None
         self.dropped = 0
+        self.failed = 0
 
     def start(self) -> None:
         """Begin."""
@@ -48,10 +50,16 @@ class Follower:
                 await self.step()
             except (StoreAway, ChangesAway) as error:
                 log.warning("changes of debts cannot be followed now: %s", error)
-                await asyncio.sleep(_AGAIN_S)
+                await self._again()
             except Exception:
                 log.exception("following changes of debts failed")
-                await asyncio.sleep(_AGAIN_S)
+                await self._again()
+
+    async def _again(self) -> None:
+        """What was taken must come again: only who has let go of the source is sure to get it."""
+        self.failed += 1
+        await self._changes.close()
+        await asyncio.sleep(_AGAIN_S)
 
     async def step(self) -> None:
         """Take some messages, or wait a while for one, and act upon them."""
