@@ -25,6 +25,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from storage import private_files
+
 _LOCK_ATTEMPTS = 25
 
 
@@ -187,10 +189,4 @@ class DataDirectory:
 
 def write_private(path: Path, content: str) -> None:
     """Write a file that only its owner may read, in one step that a crash cannot halve."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    private_files.replace(path, content.encode())

@@ -24,6 +24,8 @@ from typing import Any, Final, NamedTuple, Protocol
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from storage import private_files
+
 KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
@@ -132,14 +134,7 @@ class KeyFile:
             return
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         first = _Content(secrets.token_bytes(KEY_BYTES), "", {}, {}).with_new_master()
-        aside = self._write_aside(first)
-        try:
-            os.link(aside, self._path)
-        except FileExistsError:
-            pass
-        finally:
-            aside.unlink()
-        self._sync_directory()
+        private_files.make(self._path, first.as_json().encode())
 
     def fingerprint(self) -> bytes:
         """Of the root, to tell these keys from another vault's."""
@@ -164,7 +159,7 @@ class KeyFile:
     async def rotate(self) -> str:
         """See `KeyProvider`."""
         content = self._read().with_new_master()
-        self._replace(content)
+        private_files.replace(self._path, content.as_json().encode())
         return content.current
 
     async def retire(self, current: str) -> list[str]:
@@ -172,7 +167,7 @@ class KeyFile:
         content = self._read()
         old = [name for name in content.masters if name != current]
         kept = _Content(content.root, current, {current: content.masters[current]}, content.made_at)
-        self._replace(kept)
+        private_files.replace(self._path, kept.as_json().encode())
         return old
 
     def _read(self) -> _Content:
@@ -187,27 +182,6 @@ class KeyFile:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise KeysAway(f"the vault's key file cannot be used: {type(error).__name__}") from None
         return self._content
-
-    def _replace(self, content: _Content) -> None:
-        self._write_aside(content).replace(self._path)
-        self._sync_directory()
-
-    def _write_aside(self, content: _Content) -> Path:
-        aside = self._path.with_name(f".{self._path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(content.as_json())
-            file.flush()
-            os.fsync(file.fileno())
-        return aside
-
-    def _sync_directory(self) -> None:
-        """A key that wrapped something must not be lost with the power."""
-        descriptor = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _named(master: str, context: bytes) -> bytes:

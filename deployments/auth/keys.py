@@ -5,10 +5,8 @@ An identity provider takes its place by settings; nothing else changes, since bo
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import time
 from pathlib import Path
 from typing import Final
@@ -25,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 from jwt.utils import base64url_encode
 
 from deployments.auth.tokens import AUDIENCE, ISSUER
+from storage import private_files
 
 PRIVATE_FILE: Final = "signing-key.pem"
 JWKS_FILE: Final = "jwks.json"
@@ -40,12 +39,12 @@ def ensure_keys(directory: Path) -> Path:
     private_file = directory / PRIVATE_FILE
     if not private_file.exists():
         pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        _write_once(private_file, pem)
+        private_files.make(private_file, pem)
     private_file.chmod(0o600)
     jwks_file = directory / JWKS_FILE
     document = _jwks(_load(private_file))
     if not jwks_file.exists() or jwks_file.read_bytes() != document:
-        _replace(jwks_file, document)
+        private_files.replace(jwks_file, document)
     return jwks_file
 
 
@@ -115,25 +114,3 @@ def _jwks(key: Ed25519PrivateKey) -> bytes:
         "alg": "EdDSA",
     }
     return json.dumps({"keys": [entry]}, indent=1).encode() + b"\n"
-
-
-def _write_private(path: Path, data: bytes) -> Path:
-    """A finished, synced file of mode 0600 beside `path`, under a name of its own."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.{time.time_ns()}")
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return aside
-
-
-def _write_once(path: Path, data: bytes) -> None:
-    aside = _write_private(path, data)
-    with contextlib.suppress(FileExistsError):
-        os.link(aside, path)
-    aside.unlink()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    _write_private(path, data).replace(path)
