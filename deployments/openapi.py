@@ -134,6 +134,11 @@ _PROBLEM: Final[dict[str, Any]] = {
         "id": {"type": "string", "description": "Id of the event, with which the request can be sent again."},
         "left": {"type": "integer", "description": "Centavos that are left of a limit, a hold or an original."},
         "limit": {"type": "string", "enum": ["per_transfer", "daily", "night"]},
+        "lacks": {
+            "type": "object",
+            "description": "What each field lacks to be shown: `scope`, `grant`.",
+            "additionalProperties": {"type": "array", "items": {"type": "string"}},
+        },
     },
 }
 
