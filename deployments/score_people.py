@@ -42,6 +42,7 @@ _PROFILE: Final = msgspec.json.Decoder(ProfileRequest)
 
 async def put_profile(call: Call) -> Answer:
     """PUT /score/v1/profile."""
+    call.query()
     services = call.services
     about = await call.enter_with("profile", WRITE)
     request = await call.json(_PROFILE)
@@ -54,6 +55,7 @@ async def put_profile(call: Call) -> Answer:
 
 async def get_profile(call: Call) -> Answer:
     """GET /score/v1/profile."""
+    call.query()
     services = call.services
     about = await call.enter("profile", PROFILE)
     consent = None
@@ -76,6 +78,7 @@ async def get_profile(call: Call) -> Answer:
 
 async def get_score(call: Call) -> Answer:
     """GET /score/v1/score."""
+    call.query()
     about = await call.enter("score", READ)
     profile = await call.services.profiles.get(about.person)
     if profile is None:
@@ -98,6 +101,7 @@ async def get_score(call: Call) -> Answer:
 
 async def get_last_query(call: Call) -> Answer:
     """GET /score/v1/last-query."""
+    call.query()
     about = await call.enter("last-query", READ)
     found = await call.services.accesses.queries(about.person, limit=1)
     await call.record(about, "last-query", SEEN)
