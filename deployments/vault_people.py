@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from datetime import date
+from datetime import date, datetime
 from typing import Any, Final
 
 import msgspec
@@ -51,10 +51,10 @@ async def get_person(call: Call) -> Answer:
     broken: Tampered | None = None
     async with services.vault.session(asked, Acts.OWN if own else Acts.NOBODY) as session:
         grants = await vault_grants.live(session)
-        opened = frozenset[str]().union(*grants.values())
+        opened = frozenset[str]().union(*(grant.fields for grant in grants))
         lacks = rules.lacking(fields, call.identified().scopes, opened, own=own)
         used = [] if own or lacks else vault_grants.covering(grants, fields)
-        await session.name_grants(used)
+        await session.name_grants([grant.id for grant in used])
         try:
             found = await services.people.read(session, fields)
         except Tampered as error:
@@ -62,12 +62,16 @@ async def get_person(call: Call) -> Answer:
         else:
             if found is None and not own and not lacks:  # nobody is here: as if nobody had granted anything
                 lacks = rules.lacking(fields, call.identified().scopes, (), own=False)
-        await session.record(FAILED if broken else REFUSED if lacks else ANSWERED, [] if lacks else used)
+        await session.record(
+            FAILED if broken else REFUSED if lacks else ANSWERED, [] if lacks else [grant.id for grant in used]
+        )
     if broken is not None:
         raise broken
     if lacks:
         raise ProblemError(FORBIDDEN, "Not every field may be shown to this caller for this purpose", lacks=lacks)
-    return private_answer(200, _shown(found or Found(), fields))
+    return private_answer(
+        200, _shown(found or Found(), fields, min((grant.expires_at for grant in used), default=None))
+    )
 
 
 async def put_person(call: Call) -> Answer:
@@ -145,11 +149,12 @@ def _is_day(given: str) -> bool:
         return False
 
 
-def _shown(found: Found, fields: tuple[str, ...]) -> Person:
+def _shown(found: Found, fields: tuple[str, ...], until: datetime | None) -> Person:
     debts = sorted(found.debts, key=lambda debt: (debt["since"], debt["id"]))
     return Person(
         name=found.name if "name" in fields else UNSET,
         address=found.address if "address" in fields else UNSET,
         debts=msgspec.convert(debts, list[Debt]) if "debts" in fields else UNSET,
         updated_at=None if found.updated_at is None else instant(found.updated_at),
+        granted_until=None if until is None else instant(until),
     )

@@ -77,6 +77,10 @@ class Person(Struct):
     address: str | UnsetType | None = UNSET
     debts: list[Debt] | UnsetType = UNSET
     updated_at: Annotated[Instant | None, Meta(description="When the newest part of it came.")] = None
+    granted_until: Annotated[
+        Instant | None,
+        Meta(description="When the first of its grants runs out: keep nothing of it longer."),
+    ] = None
 
 
 class GrantRequest(Struct, forbid_unknown_fields=True):

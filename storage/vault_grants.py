@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from storage.vault import Session
 
@@ -18,7 +18,7 @@ PENDING_S: Final = 7 * 86_400
 """How long a request waits for the person."""
 
 _LIVE: Final = (
-    "SELECT id, fields FROM vault.grants WHERE person = $1 AND grantee = $2 AND purpose = $3"
+    "SELECT id, fields, expires_at FROM vault.grants WHERE person = $1 AND grantee = $2 AND purpose = $3"
     " AND ended_at IS NULL AND expires_at > now() ORDER BY expires_at DESC, id"
 )
 _GIVE: Final = (
@@ -62,19 +62,27 @@ class AccessRequest:
     grant: str | None
 
 
-async def live(session: Session) -> dict[uuid.UUID, frozenset[str]]:
-    """The grants that open something to the session's caller for its purpose now, with their fields."""
+class Live(NamedTuple):
+    """A grant that is in force."""
+
+    id: uuid.UUID
+    fields: frozenset[str]
+    expires_at: datetime
+
+
+async def live(session: Session) -> list[Live]:
+    """The grants that open something to the session's caller for its purpose now, those that last longest first."""
     asked = session.asked
     rows = await session.connection.fetch(_LIVE, asked.subject.person, asked.caller, asked.purpose)
-    return {row["id"]: frozenset(row["fields"]) for row in rows}
+    return [Live(row["id"], frozenset(row["fields"]), row["expires_at"]) for row in rows]
 
 
-def covering(grants: dict[uuid.UUID, frozenset[str]], fields: Iterable[str]) -> list[uuid.UUID]:
-    """As few of them as are needed for `fields`, taken in their order."""
+def covering(grants: Iterable[Live], fields: Iterable[str]) -> list[Live]:
+    """Those that are needed for `fields`, taken in their order."""
     missing, needed = set(fields), []
-    for grant, opened in grants.items():
-        if missing & opened:
-            missing -= opened
+    for grant in grants:
+        if missing & grant.fields:
+            missing -= grant.fields
             needed.append(grant)
     return needed
 

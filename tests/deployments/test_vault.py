@@ -56,19 +56,21 @@ async def test_a_caller_with_scopes_and_a_grant_sees_the_fields_asked_for_and_no
     await vault_house.grant("debts", "name")
     answer = await vault_house.score(scope=READ_ALL).get(DEBTS)
     assert answer.status_code == 200
-    assert answer.json().keys() == {"debts", "updated_at"}
+    assert answer.json().keys() == {"debts", "updated_at", "granted_until"}
     assert answer.json()["debts"] == [debt(1), debt(2)]
     assert answer.headers["cache-control"] == "no-store"
     answer = await vault_house.score(scope=READ_ALL).get("/person?fields=name")
-    assert answer.json() | {"updated_at": ""} == {"name": NAME, "updated_at": ""}
+    assert answer.json().keys() == {"name", "updated_at", "granted_until"}
 
 
 async def test_two_grants_may_open_the_fields_together(vault_house: VaultHouse) -> None:
     await vault_house.keep(debt())
-    grants = {await vault_house.grant("debts"), await vault_house.grant("name", "address")}
+    grants = {await vault_house.grant("debts", expires_in=60), await vault_house.grant("name", "address")}
     answer = await vault_house.score(scope=READ_ALL).get(ALL)
     assert answer.json()["address"] == STREET
     assert {str(grant) for grant in (await vault_house.record())[-1]["grants"]} == grants
+    ends = {one["fields"][0]: one["expires_at"] for one in (await vault_house.self_().get("/grants")).json()["items"]}
+    assert answer.json()["granted_until"] == ends["debts"] < ends["name"]
 
 
 async def test_a_refusal_says_which_field_lacks_what_and_nothing_else(vault_house: VaultHouse) -> None:
@@ -161,7 +163,7 @@ async def test_people_see_what_is_kept_of_themselves_and_of_nobody_else(vault_ho
     for path in (ALL, "/grants", "/person/accesses", "/person/last-query", "/access-requests"):
         assert (await vault_house.self_(BIA, about=ANA).get(path)).status_code == 403, path
     empty = await vault_house.self_(NOBODY).get(ALL)
-    assert empty.json() == {"name": None, "address": None, "debts": [], "updated_at": None}
+    assert empty.json() == {"name": None, "address": None, "debts": [], "updated_at": None, "granted_until": None}
 
 
 async def test_a_reference_without_the_scope_and_the_scope_without_a_reference_are_nobody(

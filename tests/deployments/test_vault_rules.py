@@ -125,7 +125,7 @@ async def test_the_vault_answers_as_its_rules_say(
     else:
         assert answer.status_code == rules_say
     if rules_say == 200:
-        assert answer.json().keys() == {*wanted, "updated_at"}
+        assert answer.json().keys() == {*wanted, "updated_at", "granted_until"}
         if "debts" in wanted and about != NOBODY:
             assert answer.json()["debts"] == [debt(PEOPLE.index(about) + 1)]
     assert after - before == (0 if rules_say == 401 else 1)
