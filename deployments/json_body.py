@@ -2,7 +2,8 @@
 
 msgspec checks types, unknown keys and syntax, but lets the last of two equal keys win. Each key in a JSON text is
 followed by exactly one colon outside of strings, so a text that has as many colons as its decoded value has keys has
-no key twice. Counting bytes costs next to nothing; only when strings hold colons too are they cut out first.
+no key twice. (So what a struct may lack must be UNSET by default: any other default looks like a key.) Counting bytes
+costs next to nothing; only when strings hold colons too are they cut out first.
 Measured for 8,190 transfers of 139 bytes: msgspec 2.7 ms and the count 0.1-0.4 ms, against 7.4 ms for the standard
 library with a hook for each object and 3.8 ms for orjson, which both leave the types unchecked.
 """

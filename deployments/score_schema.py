@@ -47,14 +47,14 @@ class Asset(Struct, forbid_unknown_fields=True):
 
 
 class CreditHistory(Struct, forbid_unknown_fields=True):
-    """What has been seen of somebody's credit; the positive side alone."""
+    """What has been seen of somebody's credit; the positive side alone. What is left out is 0."""
 
     first_credit_on: Annotated[Day | UnsetType, Meta(description="Day of the first credit; left out: none yet.")] = (
         UNSET
     )
-    payments_on_time: Count = 0
-    payments_late: Count = 0
-    contracts_settled: Count = 0
+    payments_on_time: Count | UnsetType = UNSET
+    payments_late: Count | UnsetType = UNSET
+    contracts_settled: Count | UnsetType = UNSET
 
 
 class ProfileRequest(Struct, forbid_unknown_fields=True):

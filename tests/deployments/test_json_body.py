@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from msgspec import UNSET, Raw, UnsetType
 from starlette.types import Message
 
-from deployments import json_body
+from deployments import identity_routes, json_body, payments_routes, score_routes, trace_calls, vault_routes
 from deployments.json_body import ClientGone, count_colons, count_depth, decode, free_form, receive_body
+from deployments.openapi import Operation
 from deployments.problems import ProblemError
 
 
@@ -223,3 +225,33 @@ def test_a_line_of_text_may_be_of_any_script() -> None:
     """With combining marks and joiners."""
     for line in ("José", "çãé", "日本語", "a b", "👩‍👧"):
         assert json_body.text(line, "name", 10) == line
+
+
+def _decoded_structs(kind: msgspec.inspect.Type) -> Iterator[msgspec.inspect.StructType]:
+    if isinstance(kind, msgspec.inspect.StructType):
+        yield kind
+        for field in kind.fields:
+            yield from _decoded_structs(field.type)
+    for inner in (*getattr(kind, "types", ()), getattr(kind, "item_type", None)):
+        if inner is not None:
+            yield from _decoded_structs(inner)
+
+
+@pytest.mark.parametrize(
+    "operations",
+    [
+        identity_routes.api_operations, payments_routes.api_operations, score_routes.api_operations,
+        vault_routes.api_operations, trace_calls.operations,
+    ],
+)  # fmt: skip
+def test_what_a_request_may_leave_out_is_unset_then_or_repeated_keys_could_not_be_told(
+    operations: Callable[[], Sequence[Operation]],
+) -> None:
+    """Keys are told by their number: a default of any other kind looks like a key that was there."""
+    requests = {one.request for one in operations() if one.request is not None}
+    assert requests
+    for request in requests:
+        for struct in _decoded_structs(msgspec.inspect.type_info(request)):
+            for field in struct.fields:  # a default of UNSET is not listed as one
+                defaults = {field.default, field.default_factory} - {msgspec.NODEFAULT}
+                assert not defaults, f"{struct.cls.__name__}.{field.name}"

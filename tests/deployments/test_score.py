@@ -211,6 +211,15 @@ async def test_a_profile_that_is_none_is_refused_and_nothing_is_written(scores: 
     assert await scores.services.profiles.get(reference(scores)) is None
 
 
+async def test_parts_of_a_credit_history_may_be_left_out_and_count_as_nothing(scores: House) -> None:
+    await scores.write(credit={"payments_on_time": 60})
+    partly = await scores.score()
+    await scores.write(credit={"payments_on_time": 60, "payments_late": 0, "contracts_settled": 0})
+    assert (await scores.score())["score"] == partly["score"]
+    async with scores.person() as http:
+        assert (await http.get("/score/v1/profile")).status_code == 200
+
+
 async def test_the_model_is_there_for_everybody(scores: House) -> None:
     async with scores.http() as http:
         del http.headers["authorization"]
