@@ -94,13 +94,13 @@ def test_a_grant_lets_debts_into_the_score_and_its_end_takes_them_out(
     tiers_engine: TiersEngine, person: Person
 ) -> None:
     engine = tiers_engine
-    about: dict[str, Any] = {"Razao_Tax_Id": person.tax_id}
-    bank = engine.http(program(engine, "score:read")[1], **about)
-    with engine.http(signed(engine, "score:write"), **about) as http:
+    about: dict[str, Any] = {"Razao-Tax-Id": person.tax_id}
+    bank = engine.http(program(engine, "score:read")[1], about)
+    with engine.http(signed(engine, "score:write"), about) as http:
         assert http.put("/score/v1/profile", json=PROFILE).status_code == 200
-    with engine.vault(signed(engine, "vault:write"), **about) as http:
+    with engine.vault(signed(engine, "vault:write"), about) as http:
         assert http.put("/vault/v1/person", json=kept(debt(amount=500_000_000))).status_code == 204
-    with bank, engine.vault(person.token("vault"), **about) as own:
+    with bank, engine.vault(person.token("vault"), about) as own:
         without = scored_when(bank, considered=False)
         grant = {"grantee": "razao-score", "fields": ["debts"], "purpose": "credit-score", "expires_in": 600}
         given = own.post("/vault/v1/grants", json=grant)
@@ -122,11 +122,11 @@ def test_a_grant_lets_debts_into_the_score_and_its_end_takes_them_out(
 def test_a_person_sees_their_own_and_lets_a_bank_see_the_profile_for_a_while(
     tiers_engine: TiersEngine, person: Person
 ) -> None:
-    engine, about = tiers_engine, {"Razao_Tax_Id": person.tax_id, "Razao_Purpose": "loan"}
-    with engine.http(signed(engine, "score:write"), **about) as http:
+    engine, about = tiers_engine, {"Razao-Tax-Id": person.tax_id, "Razao-Purpose": "loan"}
+    with engine.http(signed(engine, "score:write"), about) as http:
         assert http.put("/score/v1/profile", json=PROFILE).status_code == 200
     grantee, token = program(engine, "score:profile")
-    with engine.http(token, **about) as bank, engine.http(person.token("score"), **about) as own:
+    with engine.http(token, about) as bank, engine.http(person.token("score"), about) as own:
         assert own.get("/score/v1/profile").json()["name"] == PROFILE["name"]
         assert bank.get("/score/v1/profile").json()["type"] == "/problems/no-consent"
         consent = {"grantee": grantee, "purpose": "loan", "expires_in": 600}
@@ -138,17 +138,17 @@ def test_a_person_sees_their_own_and_lets_a_bank_see_the_profile_for_a_while(
         seen = own.get("/score/v1/accesses").json()["items"]
         assert [(one["user"], one["what"], one["consent"]) for one in seen[:1]] == [(grantee, "profile", given)]
         assert seen[0]["address"] == "127.0.0.1"
-        with engine.http(person.token("payments"), **about) as payments:
+        with engine.http(person.token("payments"), about) as payments:
             assert payments.get("/score/v1/profile").status_code == 401
 
 
 def test_the_vault_dies_and_scores_go_on_without_it_until_it_is_back(tiers_engine: TiersEngine, person: Person) -> None:
     engine = tiers_engine
-    about: dict[str, Any] = {"Razao_Tax_Id": person.tax_id}
-    writing = engine.http(signed(engine, "score:write"), **about)
-    with writing, engine.http(signed(engine, "score:read"), **about) as bank:
+    about: dict[str, Any] = {"Razao-Tax-Id": person.tax_id}
+    writing = engine.http(signed(engine, "score:write"), about)
+    with writing, engine.http(signed(engine, "score:read"), about) as bank:
         assert writing.put("/score/v1/profile", json=PROFILE).status_code == 200
-        with engine.vault(signed(engine, "vault:write vault:grant"), **about) as vault:
+        with engine.vault(signed(engine, "vault:write vault:grant"), about) as vault:
             assert vault.put("/vault/v1/person", json=kept()).status_code == 204
             grant = {"grantee": "razao-score", "fields": ["debts"], "purpose": "credit-score", "expires_in": 600}
             assert vault.post("/vault/v1/grants", json=grant).status_code == 201

@@ -10,15 +10,13 @@ import asyncio
 import json
 import random
 import re
-import time
-from typing import Any, Final
+from typing import Final
 
 import httpx
 import pytest
 
 from cluster import processes
 from cluster.demo import invented_cpf
-from cluster.identity import SCORE_CLIENT
 from cluster.ray_node import RayNode
 from tests.deployments.identity_house import PASSWORD
 from tests.integration.conftest import TiersEngine
@@ -177,67 +175,18 @@ def test_the_gateway_s_word_is_not_enough_for_an_address_that_is_not_allowed(eng
     assert answers[2] not in {401, 403}
 
 
-# -- from one to the other --------------------------------------------------------------------------------------------
-
-
-PROFILE: Final[dict[str, Any]] = {
-    "name": "Ana Souza",
-    "birth_date": "1990-01-01",
-    "address": {"street": "Rua A, 1", "city": "São Paulo", "state": "SP", "postal_code": "01001-000"},
-    "income_source": "salary",
-    "assets": [],
-}
-DEBT: Final[dict[str, Any]] = {
-    "id": "d1", "creditor": "Banco B", "contract": "c1", "amount": 100_000, "currency": "BRL", "since": "2026-01-01",
-    "kind": "loan", "disputed": False,
-}  # fmt: skip
+# -- under load -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def person(engine: TiersEngine) -> dict[str, str]:
-    """Somebody whom vault and score know."""
-
+    """Somebody whom the vault knows."""
     cpf = re.sub(r"\D", "", invented_cpf(random.Random(20)))
     headers = {"Razao-Tax-Id": cpf, "Razao-Purpose": "onboarding"}
     with engine.vault(engine.token("bank", "vault:write", audience="vault"), headers) as vault:
-        body = {"name": PROFILE["name"], "address": "Rua A, 1", "debts": [DEBT]}
+        body = {"name": "Ana Souza", "address": "Rua A, 1", "debts": []}
         assert vault.put("/vault/v1/person", json=body).status_code < 300
-    with engine.http(engine.token("bureau", "score:write", audience="score"), headers) as score:
-        assert score.put("/score/v1/profile", json=PROFILE).status_code < 300
     return headers
-
-
-def test_the_score_asks_the_vault_through_its_door_under_the_person_s_grant_and_one_number(
-    engine: TiersEngine, person: dict[str, str]
-) -> None:
-    """With a client certificate, a token of its own, and the number of the request that it asks for."""
-    cpf = person["Razao-Tax-Id"]
-    with engine.http(engine.token("bank", "score:read", audience="score"), person) as score:
-        without = score.get("/score/v1/score")
-        assert without.json()["debts_considered"] is False, without.text
-        with engine.vault(engine.token("ana", "vault:self", audience="vault", tax_id=cpf), person) as vault:
-            grant = {"grantee": SCORE_CLIENT, "fields": ["debts"], "purpose": "credit-score", "expires_in": 600}
-            assert vault.post("/vault/v1/grants", json=grant).status_code == 201
-        answer = score.get("/score/v1/score")
-    assert answer.json()["debts_considered"] is True, answer.text
-    number = answer.headers["x-request-id"]
-    asked = [line for line in logged(engine, "vault") if line.get("correlation_id") == number]
-    assert [(line["route"], line["status"], line["subject"]) for line in asked] == [
-        ("/vault/v1/person", 200, SCORE_CLIENT)
-    ]
-    assert asked[0]["request_id"] != number
-    # A line is written when its answer has left.
-    while not any(line.get("request_id") == number for line in logged(engine, "score")):
-        time.sleep(0.01)
-
-
-def logged(engine: TiersEngine, application: str) -> list[dict[str, Any]]:
-    """The lines of an application's log."""
-    file = engine.data / "log" / f"{application}.log"
-    return [json.loads(line) for line in file.read_text().splitlines()]
-
-
-# -- under load -------------------------------------------------------------------------------------------------------
 
 
 async def test_load_gives_a_tier_another_replica(engine: TiersEngine, person: dict[str, str]) -> None:
@@ -289,7 +238,7 @@ def test_no_log_has_a_tax_id_a_token_or_a_password(engine: TiersEngine, person: 
         engine.data / "run" / "gateway.log",
     ]
     text = "\n".join(file.read_text(errors="replace") for file in files if file.is_file())
-    assert "/score/v1/score" in text
+    assert "/vault/v1/person/accesses" in text
     for secret in (CPF, FORMATTED, person["Razao-Tax-Id"], PASSWORD, engine.plan().secrets.gateway_secret):
         assert secret not in text
     assert not re.search(r"eyJ[A-Za-z0-9_-]{10,}\.eyJ", text)

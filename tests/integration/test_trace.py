@@ -96,14 +96,6 @@ def test_a_disabled_user_is_out_within_a_second_and_a_new_password_opens(tiers_e
     assert "bureau-2" not in razao(tiers_engine, "users", "list").stdout
 
 
-def test_tokens_do_not_open_the_trace(tiers_engine: TiersEngine) -> None:
-    for audience in ("payments", "score", "vault"):
-        token = tiers_engine.razao("token", "--scope", "ledger:read", "--audience", audience).stdout.strip()
-        with tiers_engine.http(token, {"Razao-Tax-Id": PAYER}) as http:
-            answer = http.get("/trace/v1/person")
-        assert (answer.status_code, answer.headers["www-authenticate"][:5]) == (401, "Basic")
-
-
 def test_a_clean_stop_loses_no_last_query(tiers_engine: TiersEngine) -> None:
     add_user(tiers_engine, "bureau-3")
     answer = ask(tiers_engine, "bureau-3", PAYEE)
