@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from datetime import datetime
 from enum import Enum
 from functools import partial
-from typing import Annotated, Final, Protocol
+from typing import Annotated, Final, NamedTuple, Protocol
 
 import httpx
 import msgspec
@@ -37,11 +38,18 @@ class NoDebts(Enum):
     AWAY = "the vault cannot be asked"
 
 
+class Due(NamedTuple):
+    """What somebody owes: centavos that are due and not disputed, and the seconds for which they let us know it."""
+
+    amount: int
+    life_s: float
+
+
 class DebtSource(Protocol):
     """Whoever knows what people owe."""
 
-    async def due(self, tax_id: str, correlation_id: str) -> int | NoDebts:
-        """Centavos that are due and not disputed."""
+    async def due(self, tax_id: str, correlation_id: str) -> Due | NoDebts:
+        """What it is now."""
         ...
 
 
@@ -64,6 +72,7 @@ class _Debt(Struct):
 
 class _Person(Struct):
     debts: list[_Debt]
+    granted_until: datetime
 
 
 class _Token(Struct):
@@ -137,7 +146,7 @@ class VaultDebts:
         """Around each service that is called."""
         return (self.breaker, self._tokens.breaker)
 
-    async def due(self, tax_id: str, correlation_id: str) -> int | NoDebts:
+    async def due(self, tax_id: str, correlation_id: str) -> Due | NoDebts:
         """Ask, and ask once more with a new token when ours is not taken any more."""
         deadline = time.monotonic() + self._deadline_s
         try:
@@ -157,7 +166,7 @@ class VaultDebts:
         log.error("the vault does not take our token (request %s)", correlation_id)
         return NoDebts.AWAY
 
-    async def _ask(self, token: str, tax_id: str, correlation_id: str) -> int | NoDebts | None:
+    async def _ask(self, token: str, tax_id: str, correlation_id: str) -> Due | NoDebts | None:
         """None: it does not take the token."""
         headers = {
             "authorization": f"Bearer {token}",
@@ -178,4 +187,5 @@ class VaultDebts:
                 if len(body) > _ANSWER_MAX:
                     raise Failed("an answer without end")
         person = msgspec.json.decode(body, type=_Person)
-        return sum(debt.amount for debt in person.debts if not debt.disputed)
+        life_s = max(0.0, person.granted_until.timestamp() - time.time())
+        return Due(sum(debt.amount for debt in person.debts if not debt.disputed), life_s)

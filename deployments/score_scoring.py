@@ -36,10 +36,11 @@ async def derived(call: Call, about: About, profile: Profile) -> Derived:
         return kept
     searches = await count_searches(services.accesses, about.person, now)
     due = await services.debts.due(about.tax_id, call.correlation_id)
-    debts = None if isinstance(due, NoDebts) else due
+    debts = None if isinstance(due, NoDebts) else due.amount
     bins = score(rows_of([profile], now, searches=searches, debts=debts)).bins[0].tolist()
-    life_s = KEPT_REFUSED_S if debts is None else KEPT_S
-    made = Derived(MODEL, bins, debts is not None, now, now + life_s * _NS)
+    # What is derived under a grant ends with it: nobody tells us when it runs out.
+    life_s = KEPT_REFUSED_S if isinstance(due, NoDebts) else min(KEPT_S, due.life_s)
+    made = Derived(MODEL, bins, debts is not None, now, now + int(life_s * _NS))
     if due is not NoDebts.AWAY:
         await services.profiles.keep(profile, made)  # in vain when something has changed meanwhile: it is not current
     return made

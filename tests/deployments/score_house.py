@@ -21,7 +21,7 @@ from cluster.score_wiring import COLLECTIONS, make_services
 from deployments.auth.keys import ensure_keys, sign_token
 from deployments.auth.tokens import KeyFile, TokenVerifier
 from deployments.score import AUDIENCE, create_app
-from deployments.score_debts import DebtSource, NoDebts
+from deployments.score_debts import DebtSource, Due, NoDebts
 from deployments.score_services import Services
 from storage.documents import Database
 from storage.documents.opening import open_database
@@ -53,10 +53,11 @@ class Owed:
     """A `DebtSource` of which the test knows what it says, and which may do something before it answers."""
 
     says: int | NoDebts = 0
+    life_s: float = 86_400.0
     asked: int = 0
     before: list[Any] = field(default_factory=list)
 
-    async def due(self, tax_id: str, correlation_id: str) -> int | NoDebts:
+    async def due(self, tax_id: str, correlation_id: str) -> Due | NoDebts:
         """What somebody owes."""
         assert tax_id
         assert correlation_id
@@ -64,7 +65,7 @@ class Owed:
         says = self.says
         while self.before:
             await self.before.pop()()
-        return says
+        return says if isinstance(says, NoDebts) else Due(says, self.life_s)
 
 
 @dataclass

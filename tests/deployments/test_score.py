@@ -65,6 +65,18 @@ async def test_a_score_stands_for_a_while_a_refusal_for_less_and_the_vaults_sile
     assert scores.owed.asked == 5
 
 
+async def test_a_score_with_debts_stands_no_longer_than_the_grant_for_them(scores: House) -> None:
+    await scores.write()
+    scores.owed.life_s = 5.0
+    await scores.score()
+    scores.clock.later(4)
+    await scores.score()
+    assert scores.owed.asked == 1
+    scores.clock.later(1)
+    await scores.score()
+    assert scores.owed.asked == 2
+
+
 async def test_a_score_is_not_kept_when_the_debts_change_while_they_are_asked_for(scores: House) -> None:
     await scores.write()
 
