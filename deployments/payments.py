@@ -28,15 +28,12 @@ from deployments.payments_events import EventStream
 from deployments.payments_routes import INTRODUCTION, api_operations
 from deployments.payments_schema import Health, ShardHealth
 from deployments.payments_services import Services
+from deployments.problem_pages import PAGE, PROBLEM_PAGES
 from deployments.problems import (
-    BY_NAME,
-    NOT_FOUND,
     UNAVAILABLE,
     ProblemError,
     html_page,
     paragraphs,
-    problem_page,
-    problems_page,
 )
 from deployments.request import Answer, json_answer
 from deployments.routes import Routes
@@ -46,12 +43,6 @@ __all__ = ["Services", "create_app"]
 log = logging.getLogger(__name__)
 
 TITLE: Final = "Razao payments"
-_HTML: Final = [(b"content-type", b"text/html; charset=utf-8"), (b"cache-control", b"public, max-age=300")]
-_PAGE_HEADERS: Final = [
-    *_HTML,
-    (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'"),
-    (b"x-content-type-options", b"nosniff"),
-]
 _HEALTH_TTL_S: Final = 0.5
 _HEALTH_TIMEOUT_S: Final = 1.0
 _DRIVER_ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
@@ -130,11 +121,7 @@ class Payments:
             ),
             Operation("GET", "/docs", "docs", "This contract for people", "", self._get_docs, media_types=html),
             Operation("GET", "/", "index", "Where things are", "", _get_index, media_types=html),
-            Operation("GET", "/problems", "problems", "All problem types", "", _get_problems, media_types=html),
-            Operation(
-                "GET", "/problems/{name}", "problem", "One problem type", "A problem's `type` is its page's address.",
-                _get_problem, media_types=html, problems=(NOT_FOUND,),
-            ),
+            *PROBLEM_PAGES,
         )  # fmt: skip
 
     async def _get_health(self, _: Call) -> Answer:
@@ -163,13 +150,13 @@ class Payments:
         return answer
 
     async def _get_openapi(self, _: Call) -> Answer:
-        return Answer(200, self._openapi, [(b"content-type", b"application/json"), _HTML[1]])
+        return Answer(200, self._openapi, [(b"content-type", b"application/json"), PAGE[1]])
 
     async def _get_asyncapi(self, _: Call) -> Answer:
-        return Answer(200, self._asyncapi, [(b"content-type", b"application/json"), _HTML[1]])
+        return Answer(200, self._asyncapi, [(b"content-type", b"application/json"), PAGE[1]])
 
     async def _get_docs(self, _: Call) -> Answer:
-        return Answer(200, self._docs, list(_PAGE_HEADERS))
+        return Answer(200, self._docs, list(PAGE))
 
 
 async def _get_index(_: Call) -> Answer:
@@ -183,18 +170,7 @@ async def _get_index(_: Call) -> Answer:
             ("/healthz", "whether every shard serves"),
         )
     )
-    return Answer(200, html_page(TITLE, f"<h1>{TITLE}</h1><ul>{links}</ul>"), list(_PAGE_HEADERS))
-
-
-async def _get_problems(_: Call) -> Answer:
-    return Answer(200, problems_page(), list(_PAGE_HEADERS))
-
-
-async def _get_problem(call: Call) -> Answer:
-    problem = BY_NAME.get(call.path["name"])
-    if problem is None:
-        raise ProblemError(NOT_FOUND, "There is no problem of this name")
-    return Answer(200, problem_page(problem), list(_PAGE_HEADERS))
+    return Answer(200, html_page(TITLE, f"<h1>{TITLE}</h1><ul>{links}</ul>"), list(PAGE))
 
 
 def _introduction_html() -> str:

@@ -9,30 +9,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
 from deployments.openapi import BEARER, Operation, Security, docs_page, document, razao_version
-from deployments.problems import (
-    BY_NAME,
-    NOT_FOUND,
-    UNAVAILABLE,
-    ProblemError,
-    paragraphs,
-    problem_page,
-    problems_page,
-)
+from deployments.problem_pages import PAGE, PROBLEM_PAGES
+from deployments.problems import UNAVAILABLE, paragraphs
 from deployments.request import JSON, Answer, Header, Request, json_answer
 from deployments.routes import Routes
-
-PAGE: Final[tuple[Header, ...]] = (
-    (b"content-type", b"text/html; charset=utf-8"),
-    (b"cache-control", b"public, max-age=300"),
-    (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'"),
-    (b"x-content-type-options", b"nosniff"),
-)
 
 
 class Health(msgspec.Struct):
@@ -77,7 +63,7 @@ class Service:
         self._call = call
         self._check_health = check_health
         self.operations = (*operations, *self._own_operations(prefix))
-        self._routes = Routes((*self.operations, *self._problem_pages()))
+        self._routes = Routes((*self.operations, *PROBLEM_PAGES))
         described = document(title, razao_version(), introduction, self.operations, security)
         self._openapi = json.dumps(described, ensure_ascii=False, indent=1).encode()
         self._docs = docs_page(title, paragraphs(introduction), self.operations, security)
@@ -112,13 +98,6 @@ class Service:
             ),
         )  # fmt: skip
 
-    def _problem_pages(self) -> tuple[Operation, ...]:
-        html = ("text/html",)
-        return (
-            Operation("GET", "/problems", "problems", "All problem types", "", _get_problems, media_types=html),
-            Operation("GET", "/problems/{name}", "problem", "One problem type", "", _get_problem, media_types=html),
-        )
-
     async def _get_health(self, _: Request) -> Answer:
         await self._check_health()
         return json_answer(200, Health("ok"))
@@ -146,14 +125,3 @@ async def _send_chunks(answer: Chunks, send: Send, *, head: bool) -> None:
     finally:
         if (close := getattr(answer.chunks, "aclose", None)) is not None:
             await close()
-
-
-async def _get_problems(_: Request) -> Answer:
-    return Answer(200, problems_page(), list(PAGE))
-
-
-async def _get_problem(call: Request) -> Answer:
-    problem = BY_NAME.get(call.path["name"])
-    if problem is None:
-        raise ProblemError(NOT_FOUND, "There is no problem of this name")
-    return Answer(200, problem_page(problem), list(PAGE))
