@@ -14,7 +14,7 @@ from deployments.auth.basic import BasicBackend
 from deployments.json_body import decode_unchecked, refuse_repeated_keys, text
 from deployments.openapi import Operation, Parameter
 from deployments.payments_call import read_instant
-from deployments.problems import INVALID_AMOUNT, INVALID_TAX_ID, NOT_FOUND, ProblemError, malformed
+from deployments.problems import INVALID_AMOUNT, INVALID_TAX_ID, ProblemError, malformed
 from deployments.request import JSON, TAX_ID, Answer, Request, json_answer
 from deployments.tax_id import read_tax_id
 from deployments.trace_answers import Answers, Kept, References, last_query
@@ -101,9 +101,8 @@ async def get_last_query(call: Call) -> Answer:
     person = call.person()
     services = call.services
     found = services.queries.latest(person, await services.traces.last_query(person))
-    if found is None:
-        raise ProblemError(NOT_FOUND, "Nobody has asked about this person")
-    return json_answer(200, last_query(found), [JSON, (b"cache-control", b"no-store")])
+    shown = LastQuery(None, None, None) if found is None else last_query(found)
+    return json_answer(200, shown, [JSON, (b"cache-control", b"no-store")])
 
 
 async def add_purchases(call: Call) -> Answer:
@@ -154,7 +153,7 @@ def operations() -> tuple[Operation, ...]:
         Operation(
             "GET", f"{PREFIX}/last-query", "getLastQuery", "Who asked about a person last",
             "Asking for this does not count as a question about the person.", get_last_query, scope="",
-            response=LastQuery, parameters=(_WHO,), problems=(INVALID_TAX_ID, NOT_FOUND),
+            response=LastQuery, parameters=(_WHO,), problems=(INVALID_TAX_ID,),
         ),
         Operation(
             "POST", f"{PREFIX}/card-purchases", "addCardPurchases", "Store purchases by card",

@@ -14,11 +14,11 @@ AMOUNT_MAX: Final = 2**63 - 1
 
 
 class LastQuery(Struct):
-    """Who asked about the person last."""
+    """Who asked about the person last; all null when nobody has."""
 
-    at: Instant
-    address: Annotated[str, Meta(description="The network address that the question came from.")]
-    user: Annotated[str, Meta(description="The user who asked.")]
+    at: Instant | None
+    address: Annotated[str | None, Meta(description="The network address that the question came from.")]
+    user: Annotated[str | None, Meta(description="The user who asked.")]
 
 
 class Movement(Struct):

@@ -24,7 +24,7 @@ import orjson
 import typer
 from rich.console import Console
 
-from loadtests import bench_http, bench_kafka, bench_recovery
+from loadtests import bench_http, bench_kafka, bench_recovery, bench_tiers
 from loadtests.bench_http import Funded
 from loadtests.rows import DURABLE, MEMORY, READ, UNFLUSHED, Goal, Row, table
 from loadtests.stacks import engine, razao, taking_turns
@@ -201,6 +201,15 @@ def kafka(bench: Bench) -> list[Row]:
     return made
 
 
+def tiers(bench: Bench) -> list[Row]:
+    """Reads of the three tiers, each at its own door."""
+    directory = bench.directory / "tiers"
+    directory.mkdir(exist_ok=True)
+    return bench_tiers.tiers(
+        directory, rounds=bench.rounds, seconds=bench.seconds, mongo=not bench.quick, say=bench.say
+    )
+
+
 SECTIONS: Final[dict[str, Callable[[Bench], list[Row]]]] = {
     "kernel": kernel,
     "journal": journal,
@@ -212,6 +221,7 @@ SECTIONS: Final[dict[str, Callable[[Bench], list[Row]]]] = {
     "singles": singles,
     "constants": constants,
     "kafka": kafka,
+    "tiers": tiers,
     "verify": verify,
 }
 

@@ -7,6 +7,7 @@ moment of the machine hits all of them. A ratio is of the sums over all rounds; 
 from __future__ import annotations
 
 import itertools
+import ssl
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -46,6 +47,8 @@ class Side:
     rounds: list[Report] = field(default_factory=list)
     cpu_seconds: float = 0.0  # of the stack, warm-ups included, the generator not
     answers: int = 0  # in that time
+    port: int = 0  # where the load goes, when not to the stack's own
+    tls: ssl.SSLContext | None = None
 
     @property
     def cpu_us(self) -> float:
@@ -84,7 +87,7 @@ def singles(engines: list[Funded], *, rounds: int, seconds: float, say: Say) -> 
                 source = traffic.transfers(host, token, pairs(own, seed=1))
                 sides[stack, kind] = Side(f"{stack.name} {kind}", stack, source)
         ours = [engine for engine, _ in engines]
-        _play(list(sides.values()), [*ours, *peers], rounds=rounds, seconds=seconds, say=say)
+        play(list(sides.values()), [*ours, *peers], rounds=rounds, seconds=seconds, say=say)
         if function.total() != ACCOUNT_BALANCE * len(accounts):
             raise RuntimeError("the peer has lost or made money")
     made = []
@@ -92,10 +95,10 @@ def singles(engines: list[Funded], *, rounds: int, seconds: float, say: Say) -> 
         for engine in ours:
             what = f"{CLIENTS} clients, {name}, {engine.shards} shard{'s' if engine.shards > 1 else ''}"
             mine, plain_side, function_side = sides[engine, kind], *(sides[peer, kind] for peer in peers)
-            bounds = (_ratio(factor), *((Goal("≥", PIX_MEAN_RATE),) if kind == "random" else ()))
-            made.append(_rate_row("singles", f"transfers, {what}", mine, plain_side, bounds))
+            bounds = (ratio(factor), *((Goal("≥", PIX_MEAN_RATE),) if kind == "random" else ()))
+            made.append(rate_row("singles", f"transfers, {what}", mine, plain_side, bounds))
             made.append(_p99_row(f"p99, {what}", mine, plain_side))
-            made.append(_rate_row("singles", "the same against the peer as one function", mine, function_side))
+            made.append(rate_row("singles", "the same against the peer as one function", mine, function_side))
     return made
 
 
@@ -113,15 +116,13 @@ def constants(engines: list[Funded], *, rounds: int, seconds: float, say: Say) -
             get = traffic.request("GET", constant.PATH, f"127.0.0.1:{stack.port}", engine.token)
             stacks.append(stack)
             sides.append(Side(name, stack, traffic.repeat(get)))
-        _play(sides, stacks, rounds=rounds, seconds=seconds, say=say)
+        play(sides, stacks, rounds=rounds, seconds=seconds, say=say)
     ours, serve, gateway, listener = sides
     return [
-        _rate_row("constant", "transfers by a constant route behind Serve's HAProxy", ours, serve, (_ratio(3),)),
-        _rate_row("constant", "transfers by a constant route behind our gateway", ours, gateway),
-        _rate_row(
-            "constant", "constant route, ours behind our gateway by Serve's", gateway, serve, durability=_NOTHING
-        ),
-        _rate_row("constant", "constant route, our listener bare by Serve's", listener, serve, durability=_NOTHING),
+        rate_row("constant", "transfers by a constant route behind Serve's HAProxy", ours, serve, (ratio(3),)),
+        rate_row("constant", "transfers by a constant route behind our gateway", ours, gateway),
+        rate_row("constant", "constant route, ours behind our gateway by Serve's", gateway, serve, durability=_NOTHING),
+        rate_row("constant", "constant route, our listener bare by Serve's", listener, serve, durability=_NOTHING),
     ]
 
 
@@ -131,7 +132,7 @@ def journals(engines: list[Funded], *, rounds: int, seconds: float, say: Say) ->
         Side(name, running, traffic.transfers(running.host, running.token, traffic.random_pairs(own, seed=4)))
         for name, (running, own) in zip(("on Kafka", "embedded"), engines, strict=True)
     ]
-    _play(sides, [running for running, _ in engines], rounds=rounds, seconds=seconds, say=say)
+    play(sides, [running for running, _ in engines], rounds=rounds, seconds=seconds, say=say)
     ours, theirs = sides
     total, other = ours.total, theirs.total
     what = f"{CLIENTS} clients, random pairs, beside the embedded journal"
@@ -146,9 +147,9 @@ def journals(engines: list[Funded], *, rounds: int, seconds: float, say: Say) ->
         peer_name="ms",
         note=f"p99 {total.percentile_ms(99):.1f} against {other.percentile_ms(99):.1f} ms; "
         "the 15 ms are for quiet cores",
-        invalid=_fault(total) or _fault(other),
+        invalid=fault(total) or fault(other),
     )
-    return [_rate_row("kafka", f"transfers, {what}", ours, theirs, durability=FLUSHED), p50]
+    return [rate_row("kafka", f"transfers, {what}", ours, theirs, durability=FLUSHED), p50]
 
 
 def batches(engine: Engine, accounts: list[str], *, count: int, connections: int, say: Say) -> list[Row]:
@@ -184,13 +185,13 @@ def batches(engine: Engine, accounts: list[str], *, count: int, connections: int
                 goals=(Goal("≥", bound),),
                 note=f"{connections} connections, p50 {report.percentile_ms(50):.0f} ms a batch, "
                 f"query side caught up {behind:.1f} s later",
-                invalid=_fault(report),
+                invalid=fault(report),
             )
         )
     return made
 
 
-def _play(sides: list[Side], stacks: list[Stack], *, rounds: int, seconds: float, say: Say) -> None:
+def play(sides: list[Side], stacks: list[Stack], *, rounds: int, seconds: float, say: Say) -> None:
     """Let every side run once per round, beginning with another one each time."""
     with taking_turns(stacks) as turn:
         for number in range(rounds):
@@ -202,7 +203,8 @@ def _play(sides: list[Side], stacks: list[Stack], *, rounds: int, seconds: float
                     run(
                         side.source,
                         host="127.0.0.1",
-                        port=side.stack.port,
+                        port=side.port or side.stack.port,
+                        tls=side.tls,
                         connections=CLIENTS,
                         seconds=seconds,
                         warm_up_seconds=min(1.0, seconds / 2),
@@ -220,11 +222,11 @@ def _play(sides: list[Side], stacks: list[Stack], *, rounds: int, seconds: float
                     side.stack.await_projection()  # its rest must neither burden the next side nor be left out for ever
 
 
-def _ratio(factor: float) -> Goal:
+def ratio(factor: float) -> Goal:
     return Goal("≥", factor, of_ratio=True)
 
 
-def _rate_row(
+def rate_row(
     section: str, name: str, ours: Side, theirs: Side, goals: tuple[Goal, ...] = (), durability: str = DURABLE
 ) -> Row:
     total, other = ours.total, theirs.total
@@ -241,7 +243,7 @@ def _rate_row(
         peer_name="/s",
         note=f"{spread}p50 {total.percentile_ms(50):.1f} against {other.percentile_ms(50):.1f} ms; "
         f"CPU a request {ours.cpu_us:.0f} against {theirs.cpu_us:.0f} µs",
-        invalid=_fault(total) or _fault(other),
+        invalid=fault(total) or fault(other),
     )
 
 
@@ -257,11 +259,11 @@ def _p99_row(name: str, ours: Side, theirs: Side) -> Row:
         peer=other.percentile_ms(99),
         peer_name="ms",
         note="the 50 ms are for quiet cores",
-        invalid=_fault(total) or _fault(other),
+        invalid=fault(total) or fault(other),
     )
 
 
-def _fault(report: Report) -> str:
+def fault(report: Report) -> str:
     if not report.failures:
         return "" if report.requests else "no answers"
     return f"{report.failures} of {report.requests} failed: {dict(report.statuses)}, {report.examples[:1]}"

@@ -11,6 +11,7 @@ A closed loop hides queueing that an open one would see: read the percentiles as
 from __future__ import annotations
 
 import asyncio
+import ssl
 import sys
 import time
 from collections import Counter
@@ -394,14 +395,14 @@ def _chunked_missing(data: bytes, at: int) -> int | None:
             return None
 
 
-async def _client(run: _Run, host: str, port: int) -> None:
+async def _client(run: _Run, host: str, port: int, tls: ssl.SSLContext | None) -> None:
     """Keep one connection up until there is nothing more to send."""
     loop = asyncio.get_running_loop()
     try:
         while True:
             gone: asyncio.Future[None] = loop.create_future()
             try:
-                _, connection = await loop.create_connection(lambda: _Connection(run, gone), host, port)  # noqa: B023
+                _, connection = await loop.create_connection(lambda: _Connection(run, gone), host, port, ssl=tls)  # noqa: B023
             except OSError as error:
                 # The request that could not be sent counts: a dead server must end a run of N requests.
                 if run.take(time.perf_counter_ns()) is None:
@@ -434,6 +435,7 @@ async def run(
     check: Check | None = None,
     drain_seconds: float = 30.0,
     rate: float | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> Report:
     """Send what `source` yields over `connections` keep-alive connections; returns what came back.
 
@@ -451,7 +453,7 @@ async def run(
     if warm_up_requests or warm_up_seconds:
         phases.insert(0, _Phase(warm_up_requests or None, warm_up_seconds or None))
     run_ = _Run(iter(source), phases, connections, check, rate)
-    clients = [asyncio.create_task(_client(run_, host, port)) for _ in range(connections)]
+    clients = [asyncio.create_task(_client(run_, host, port, tls)) for _ in range(connections)]
     try:
         await run_.finish(drain_seconds)
     finally:

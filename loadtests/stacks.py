@@ -15,8 +15,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import orjson
@@ -34,6 +35,7 @@ ACCOUNT_BALANCE: Final = 100_000_000
 _RAZAO: Final = Path(sys.executable).with_name("razao")
 _READY_S: Final = 180.0
 _HEALTHY_S: Final = 30.0
+_NO_SETTINGS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class Stack:
@@ -81,6 +83,10 @@ class Stack:
                 return True
         except (urllib.error.URLError, OSError):
             return False
+
+    def stands_on(self, *roots: int) -> None:
+        """Other servers that have its turn as well."""
+        self._roots += roots
 
     def processes(self) -> list[psutil.Process]:
         """Every process of it, parents before their children."""
@@ -167,13 +173,13 @@ class Engine(Stack):
         return await run(source, host="127.0.0.1", port=self.port, connections=64, check=check)
 
 
-def razao(*arguments: str) -> str:
-    """The output of a `razao` command.
+def razao(*arguments: str, given: str = "") -> str:
+    """The output of a `razao` command, with `given` as a line on its standard input.
 
     Raises:
         RuntimeError: it failed.
     """
-    done = subprocess.run([_RAZAO, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run([_RAZAO, *arguments], input=given + "\n", capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(
             f"razao {arguments[0]} ended with {done.returncode}: {done.stderr[-2000:]}{done.stdout[-500:]}"
@@ -182,8 +188,10 @@ def razao(*arguments: str) -> str:
 
 
 @contextlib.contextmanager
-def engine(data: Path, *, shards: int = 2, journal: str = "postgres") -> Iterator[Engine]:
-    """Start Razao in `data` on a free port; stopped at the end.
+def engine(
+    data: Path, *, shards: int = 2, journal: str = "postgres", settings: Mapping[str, str] = _NO_SETTINGS
+) -> Iterator[Engine]:
+    """Start Razao in `data` on a free port, without tiers unless `settings` has them; stopped at the end.
 
     Raises:
         RuntimeError: it ended, or was not ready in time.
@@ -194,6 +202,7 @@ def engine(data: Path, *, shards: int = 2, journal: str = "postgres") -> Iterato
     command += ["--journal", journal]
     # A benchmark is one client address; the rate limit per address is not what it measures.
     environment = {"RAZAO_TIERS": "", **os.environ, "RAZAO_PER_ADDRESS_RATE": "10000000", "PYTHONUNBUFFERED": "1"}
+    environment |= {f"RAZAO_{name.upper()}": value for name, value in settings.items()}
     begun = time.monotonic()
     with log.open("a+") as output:
         process = subprocess.Popen(
