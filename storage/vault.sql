@@ -100,7 +100,7 @@ CREATE TABLE IF NOT EXISTS vault.outbox (
     at timestamptz NOT NULL DEFAULT now()
 );
 
-CREATE OR REPLACE FUNCTION vault.keep() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION vault.keep() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $$
 BEGIN
     RAISE EXCEPTION 'vault.accesses is append only';
 END $$;
@@ -109,7 +109,7 @@ CREATE OR REPLACE TRIGGER keep_rows BEFORE UPDATE OR DELETE ON vault.accesses
 CREATE OR REPLACE TRIGGER keep_table BEFORE TRUNCATE ON vault.accesses
     FOR EACH STATEMENT EXECUTE FUNCTION vault.keep();
 
-CREATE OR REPLACE FUNCTION vault.tell() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION vault.tell() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $$
 BEGIN
     PERFORM pg_notify('vault_outbox', '');
     RETURN NULL;
@@ -143,14 +143,14 @@ GRANT SELECT, DELETE, UPDATE (at) ON vault.outbox TO razao_vault_outbox; -- lock
 
 -- Settings that nobody has named are NULL, or empty once a transaction before has named them: both open nothing.
 -- Policies call these inside a SELECT, so that they are evaluated once a statement and not once a row.
-CREATE OR REPLACE FUNCTION vault.person() RETURNS bytea LANGUAGE sql STABLE AS $$
+CREATE OR REPLACE FUNCTION vault.person() RETURNS bytea LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
     SELECT decode(nullif(current_setting('razao.person', true), ''), 'hex')
 $$;
-CREATE OR REPLACE FUNCTION vault.acts(VARIADIC how text[]) RETURNS boolean LANGUAGE sql STABLE AS $$
+CREATE OR REPLACE FUNCTION vault.acts(VARIADIC how text[]) RETURNS boolean LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
     SELECT coalesce(current_setting('razao.acts', true) = ANY (how), false)
 $$;
 -- The fields of that person that the named grants open to this caller for this purpose.
-CREATE OR REPLACE FUNCTION vault.opened() RETURNS text[] LANGUAGE sql STABLE AS $$
+CREATE OR REPLACE FUNCTION vault.opened() RETURNS text[] LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
     SELECT coalesce(array_agg(opened), '{}')
     FROM vault.grants g, unnest(g.fields) opened
     WHERE g.id = ANY (string_to_array(current_setting('razao.grant', true), ',')::uuid[])
