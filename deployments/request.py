@@ -28,7 +28,8 @@ SINGLE_BYTES_MAX: Final = 64 << 10
 TAX_ID: Final = "Razao-Tax-Id"
 PURPOSE: Final = "Razao-Purpose"
 UNKNOWN_ADDRESS: Final = "unknown"
-_CORRELATION: Final = re.compile(rb"[A-Za-z0-9-]{1,64}")
+# What has the form of a CPF or CNPJ is none: the number is written into logs and records.
+_CORRELATION: Final = re.compile(rb"(?![0-9]{9}-?[0-9]{2}\Z)(?![0-9A-Za-z]{12}-?[0-9]{2}\Z)[A-Za-z0-9-]{1,64}")
 JSON: Final[Header] = (b"content-type", b"application/json")
 NO_STORE: Final[Header] = (b"cache-control", b"no-store")
 

@@ -75,6 +75,8 @@ def test_a_request_made_for_another_one_has_that_one_s_number(given: str) -> Non
     assert request(x_correlation_id=given).correlation_id == given
 
 
-@pytest.mark.parametrize("given", ["", "x" * 65, "a b", "a\n", "ação", "529.982.247-25"])
+@pytest.mark.parametrize(
+    "given", ["", "x" * 65, "a b", "a\n", "ação", "529.982.247-25", "52998224725", "529982247-25", "12ABC34501DE35"]
+)
 def test_a_number_that_could_be_anything_else_is_not_taken_over(given: str) -> None:
     assert request(x_correlation_id=given).correlation_id == REQUEST_ID
