@@ -83,17 +83,21 @@ async def score_application(config: dict[str, Any]) -> Application:
     pool = await asyncpg.create_pool(plan.dsn, min_size=1, max_size=_TRUST_CONNECTIONS)
     trust = Trust(plan, pool)
     await trust.start()
-    database = await open_documents(plan.settings, plan.dsn, COLLECTIONS)
+    settings = plan.settings
+    database = await open_documents(settings, plan.dsn, COLLECTIONS)
     closing: list[Callable[[], Awaitable[None]]] = []
     debts: DebtSource = NoVault()
     breakers: tuple[Breaker, ...] = ()
-    if plan.settings.vault_url is not None or "vault" in plan.settings.active_tiers:
+    beside = settings.vault_url is None and "vault" in settings.active_tiers  # of this engine
+    elsewhere = settings.vault_url is not None
+    if beside or elsewhere:
         calls = VaultCalls(plan)
         debts = calls.debts
         closing.append(calls.close)
         breakers = calls.debts.breakers
-    services = make_services(plan, database, debts, trust.verifier(AUDIENCE))
-    if "vault" in plan.settings.active_tiers:
+    # Of a vault elsewhere nobody knows whether it sends to our topic: what comes is taken, and not relied on.
+    services = make_services(plan, database, debts, trust.verifier(AUDIENCE), told=beside)
+    if beside or (elsewhere and settings.kafka_bootstrap is not None):
         follower = Follower(await score_changes(plan), services.profiles)
         follower.start()
         closing.insert(0, follower.close)

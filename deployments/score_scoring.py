@@ -19,7 +19,9 @@ from storage.accesses import Accesses
 from storage.profiles import Derived, Profile
 
 KEPT_S: Final = 3600
-KEPT_REFUSED_S: Final = 60
+KEPT_REFUSED_S: Final = 600
+KEPT_UNTOLD_S: Final = 60
+"""Where no message would say that something has changed."""
 SEARCH_DAYS: Final = 90
 _SEARCHES_MAX: Final = 128
 _NS: Final = 1_000_000_000
@@ -40,6 +42,7 @@ async def derived(call: Call, about: About, profile: Profile) -> Derived:
     bins = score(rows_of([profile], now, searches=searches, debts=debts)).bins[0].tolist()
     # What is derived under a grant ends with it: nobody tells us when it runs out.
     life_s = KEPT_REFUSED_S if isinstance(due, NoDebts) else min(KEPT_S, due.life_s)
+    life_s = life_s if services.told else min(life_s, KEPT_UNTOLD_S)
     made = Derived(MODEL, bins, debts is not None, now, now + int(life_s * _NS))
     if due is not NoDebts.AWAY:
         await services.profiles.keep(profile, made)  # in vain when something has changed meanwhile: it is not current

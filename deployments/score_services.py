@@ -18,7 +18,8 @@ class Services:
     """Stores, who verifies tokens, who is asked for debts, and keys.
 
     `ledger_key`: 32 bytes, for a token's claim `person`; `key`: 32 bytes, for this service's own references; `ping`
-    raises when the store does not answer; `clock`: ns since 1970.
+    raises when the store does not answer; `told`: messages say when what the vault would answer changes; `clock`: ns
+    since 1970.
     """
 
     profiles: Profiles
@@ -32,5 +33,6 @@ class Services:
     gateway_secret: str | None = None
     deadline_s: float = 10.0
     extract_s: float = 600.0
+    told: bool = True
     repeated_tax_ids: bool = False
     clock: Callable[[], int] = time.time_ns

@@ -9,7 +9,7 @@ import asyncpg
 import httpx
 
 from deployments.score_debts import NoDebts
-from deployments.score_scoring import KEPT_REFUSED_S, KEPT_S
+from deployments.score_scoring import KEPT_REFUSED_S, KEPT_S, KEPT_UNTOLD_S
 from storage.references import person_reference
 from tests.deployments.score_house import BANK, CPF, OTHER_CPF, PROFILE, House, asyncpg_rows
 
@@ -63,6 +63,17 @@ async def test_a_score_stands_for_a_while_a_refusal_for_less_and_the_vaults_sile
     await scores.score()
     await scores.score()
     assert scores.owed.asked == 5
+
+
+async def test_where_no_message_would_tell_of_changes_a_score_stands_for_a_minute(scores: House) -> None:
+    scores.services.told = False
+    await scores.write()
+    for says in (0, NoDebts.REFUSED):
+        scores.owed.says, asked = says, scores.owed.asked
+        await scores.score()
+        await scores.score()
+        assert scores.owed.asked == asked + 1
+        scores.clock.later(KEPT_UNTOLD_S)
 
 
 async def test_a_score_with_debts_stands_no_longer_than_the_grant_for_them(scores: House) -> None:
