@@ -131,6 +131,9 @@ BEGIN
     END LOOP;
 END $$;
 
+-- A replica that hangs in the middle of a call must not keep the record's end locked for the others.
+ALTER ROLE razao_vault SET idle_in_transaction_session_timeout = '5s';
+
 GRANT USAGE ON SCHEMA vault TO razao_vault, razao_vault_outbox;
 GRANT SELECT, INSERT, DELETE ON vault.keys TO razao_vault;
 GRANT SELECT, INSERT, UPDATE, DELETE ON vault.facts TO razao_vault;
@@ -146,7 +149,8 @@ GRANT SELECT, DELETE, UPDATE (at) ON vault.outbox TO razao_vault_outbox; -- lock
 CREATE OR REPLACE FUNCTION vault.person() RETURNS bytea LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
     SELECT decode(nullif(current_setting('razao.person', true), ''), 'hex')
 $$;
-CREATE OR REPLACE FUNCTION vault.acts(VARIADIC how text[]) RETURNS boolean LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+CREATE OR REPLACE FUNCTION vault.acts(VARIADIC how text[]) RETURNS boolean LANGUAGE sql STABLE
+SET search_path = pg_catalog AS $$
     SELECT coalesce(current_setting('razao.acts', true) = ANY (how), false)
 $$;
 -- The fields of that person that the named grants open to this caller for this purpose.

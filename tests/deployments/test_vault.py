@@ -512,7 +512,11 @@ async def test_answers_are_logged_with_route_and_subject_and_nothing_personal(
     assert not any(secret in everything for secret in ("52998224725", ANA, NAME, "Banco"))
 
 
-async def test_the_role_sees_nothing_of_other_schemas(vault_house: VaultHouse) -> None:
+async def test_the_role_sees_nothing_of_other_schemas_and_keeps_no_lock_for_long(vault_house: VaultHouse) -> None:
+    assert await vault_house.pool.fetchval("SHOW idle_in_transaction_session_timeout") == "5s"
+    assert await vault_house.pool.fetchval(
+        "SELECT NOT rolbypassrls AND NOT rolsuper FROM pg_roles WHERE rolname = user"
+    )
     for table in ("people.settings", "people.owners", "vault.outbox"):
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await vault_house.pool.fetch(f"SELECT * FROM {table}")
