@@ -20,7 +20,7 @@ from typing import Final, NamedTuple, Protocol
 
 from storage.feed import Feed
 from storage.feed_schema import SOURCE, Message, SinkAway, encode
-from storage.feed_watch import DATABASE_AWAY
+from storage.listening import DATABASE_AWAY
 
 _LOG: Final = logging.getLogger(__name__)
 _RETRY_S: Final = (0.1, 5.0)

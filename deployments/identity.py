@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from typing import Final
 
-import asyncpg
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.auth.middleware import AuthenticationMiddleware, BearerBackend, GatewayMiddleware
@@ -24,6 +23,7 @@ from deployments.openapi import Operation, docs_page, document, razao_version
 from deployments.problems import UNAVAILABLE, ProblemError, paragraphs
 from deployments.request import JSON, Answer, json_answer
 from deployments.routes import Routes
+from storage.listening import DATABASE_AWAY
 
 __all__ = ["HEALTH", "Identity", "Services", "create_app"]
 
@@ -47,7 +47,7 @@ def is_public(path: str) -> bool:
 
 def translate(error: Exception) -> ProblemError | None:
     """What a driver's error means to a client: the store cannot be reached just now."""
-    if isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError | OSError | KeysUnavailable):
+    if isinstance(error, (*DATABASE_AWAY, KeysUnavailable)):
         return ProblemError(UNAVAILABLE, "The store of identities does not answer")
     return None
 

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-import asyncpg
 from joserfc import jwe
 from joserfc.jwk import KeySet, OctKey, RSAKey
 
 from deployments.auth.tokens import KeysUnavailable
 from storage.identity_keys import SigningKey, SigningKeys
+from storage.listening import DATABASE_AWAY
 from storage.references import derived_key
 
 ALGORITHM = "RS256"
@@ -93,7 +93,7 @@ class StoredKeys:
         """Read it."""
         try:
             return jwks_of(await self.keys.all())
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        except DATABASE_AWAY as error:
             raise KeysUnavailable("the signing keys cannot be read") from error
 
 

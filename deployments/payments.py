@@ -12,7 +12,6 @@ import logging
 import time
 from typing import Final
 
-import asyncpg
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from actors.shard_client import ShardStats, ShardUnavailable
@@ -37,6 +36,7 @@ from deployments.problems import (
 )
 from deployments.request import Answer, json_answer
 from deployments.routes import Routes
+from storage.listening import DATABASE_AWAY
 
 __all__ = ["Services", "create_app"]
 
@@ -45,7 +45,6 @@ log = logging.getLogger(__name__)
 TITLE: Final = "Razao payments"
 _HEALTH_TTL_S: Final = 0.5
 _HEALTH_TIMEOUT_S: Final = 1.0
-_DRIVER_ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 
 
 def create_app(services: Services) -> ASGIApp:
@@ -70,7 +69,7 @@ def is_public(path: str) -> bool:
 
 def translate(error: Exception) -> ProblemError | None:
     """What a driver's error means to a client: the query store or the registry cannot be reached just now."""
-    if isinstance(error, _DRIVER_ERRORS):
+    if isinstance(error, DATABASE_AWAY):
         return ProblemError(UNAVAILABLE, "The query store does not answer")
     return None
 

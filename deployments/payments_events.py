@@ -26,7 +26,8 @@ from deployments.problems import FORBIDDEN, OVERLOADED, UNAVAILABLE, UNKNOWN_ACC
 from storage.events import Code
 from storage.feed import Cursor, Feed, Reader
 from storage.feed_schema import PREFIX, Happening, encode
-from storage.feed_watch import DATABASE_AWAY, Watch
+from storage.feed_watch import Watch
+from storage.listening import DATABASE_AWAY
 from storage.query_store import NotYetProjected
 
 _LOG: Final = logging.getLogger(__name__)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Final
 
-import asyncpg
 from starlette.types import ASGIApp
 
 from deployments.auth.middleware import AuthenticationMiddleware, BearerBackend, GatewayMiddleware
@@ -22,6 +21,7 @@ from deployments.service import Service, public_paths
 from deployments.vault_call import Call
 from deployments.vault_routes import INTRODUCTION, PREFIX, api_operations
 from deployments.vault_services import Services
+from storage.listening import DATABASE_AWAY
 from storage.vault_keys import KeysAway
 
 __all__ = ["AUDIENCE", "HEALTH", "Services", "create_app"]
@@ -30,10 +30,7 @@ AUDIENCE: Final = "vault"
 HEALTH: Final = f"{PREFIX}/healthz"
 _TITLE: Final = "Razao vault"
 _AWAY: Final = (
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # a connection that was lost in the instant of a statement can end in this
-    OSError,
+    *DATABASE_AWAY,
     KeysAway,
     KeysUnavailable,
 )

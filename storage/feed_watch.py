@@ -14,18 +14,14 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
-import asyncpg
-
 from storage.feed import Feed, Reader
+from storage.listening import DATABASE_AWAY
 
 _LOG: Final = logging.getLogger(__name__)
 _BETWEEN_LOOKS_S: Final = 0.02
 _SHARE: Final = 0.2
 _UNASKED_S: Final = 1.0
 """A look comes at least so often: what was named while the connection was lost nobody has heard."""
-
-DATABASE_AWAY: Final = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError)
-"""What a read of the feed ends with while the database is away or its tables are made again."""
 
 
 class Watch:

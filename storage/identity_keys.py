@@ -18,6 +18,7 @@ from typing import Any, Final
 import asyncpg
 
 from storage.identity import CHANNEL, KEYS, By, notify, record, transaction
+from storage.listening import DATABASE_AWAY
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +148,7 @@ class Follower:
         while True:
             try:
                 await self._listen(first)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            except DATABASE_AWAY as error:
                 log.warning("revocations cannot be followed now: %r", error)
             if not first.done():
                 first.set_result(None)

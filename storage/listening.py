@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import asyncpg
+
+DATABASE_AWAY: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+"""What asyncpg raises when a connection is refused or lost, a statement fails, or time is up (a TimeoutError is an
+OSError). Its internal error is what a connection that is lost in the instant of a statement can end in."""
 
 
 def is_gone(connection: Any) -> bool:
@@ -56,7 +60,7 @@ class Ear:
         connection, self._connection = self._connection, None
         if connection is not None:
             if not is_gone(connection):
-                with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                with contextlib.suppress(*DATABASE_AWAY):
                     await connection.remove_listener(self._channel, self._notified)
             await self._pool.release(connection)
 

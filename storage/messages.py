@@ -17,10 +17,9 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import asyncpg
 
-from storage.listening import is_gone
+from storage.listening import DATABASE_AWAY, is_gone
 
 CHANNEL: Final = "vault_outbox"
-_LOST: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 _TAKE: Final = "SELECT id, person, request FROM vault.outbox ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED"
 _DONE: Final = "DELETE FROM vault.outbox WHERE id = ANY ($1)"
 
@@ -80,7 +79,7 @@ class StoredChanges:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._news.wait(), self._wait_s)
                 rows = await self._take(limit)
-        except _LOST as error:
+        except DATABASE_AWAY as error:
             await self.close()
             raise ChangesAway(f"the outbox cannot be read: {type(error).__name__}") from error
         return [Change(bytes(row["person"]), row["request"], row["id"]) for row in rows]
@@ -93,7 +92,7 @@ class StoredChanges:
             await self._connection.execute(_DONE, [change.place for change in changes])
             transaction, self._transaction = self._transaction, None
             await transaction.commit()
-        except _LOST as error:
+        except DATABASE_AWAY as error:
             await self.close()
             raise ChangesAway(f"the outbox cannot be written: {type(error).__name__}") from error
 

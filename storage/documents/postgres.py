@@ -20,6 +20,7 @@ AWAY: Final = (
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # a connection that was lost in the instant of a statement
     OSError,
     TimeoutError,
 )
