@@ -56,7 +56,7 @@ async def get_person(call: Call) -> Answer:
         used = [] if own or lacks else vault_grants.covering(grants, fields)
         await session.name_grants([grant.id for grant in used])
         try:
-            found = await services.people.read(session, fields)
+            found = await services.people.read(session, fields, permitted=not lacks)
         except Tampered as error:
             broken = error
         else:

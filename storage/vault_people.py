@@ -21,6 +21,7 @@ from storage.vault_keys import KEY_BYTES, KeyProvider, Wrapped, seal, unseal
 
 _PADDED_TO: Final = 64
 _NO_ITEM: Final = b""
+_NOBODY: Final = bytes(16)
 _READ: Final = (
     "SELECT k.master, k.wrapped, f.field, f.item, f.content, f.updated_at FROM vault.keys k"
     " LEFT JOIN vault.facts f ON f.person = k.person AND f.field = ANY ($2) WHERE k.person = $1"
@@ -48,14 +49,17 @@ class People:
         self._keys = keys
         self._item_key = item_key
 
-    async def read(self, session: Session, fields: Sequence[str]) -> Found | None:
+    async def read(self, session: Session, fields: Sequence[str], *, permitted: bool = True) -> Found | None:
         """What the session may see of `fields`; None when that is nobody.
+
+        Without permission the same statement looks for somebody who cannot be there: row-level security would show
+        nothing, but to decide it about a row that is there takes longer than to find none (40 us of 1,400).
 
         Raises:
             KeysAway: the person's key cannot be unwrapped now.
             Tampered: a ciphertext does not open where it lies.
         """
-        person = session.asked.subject.person
+        person = session.asked.subject.person if permitted else _NOBODY
         rows = await session.connection.fetch(_READ, person, list(fields))
         if not rows:
             return None

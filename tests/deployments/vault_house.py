@@ -84,7 +84,7 @@ class VaultHouse:
     secrets: VaultSecrets
     owner: asyncpg.Pool[asyncpg.Record]  # the superuser's
     pool: asyncpg.Pool[asyncpg.Record]  # the service's own role
-    statements: list[str] = field(default_factory=list)  # that the service has executed
+    executed: list[tuple[str, Any]] = field(default_factory=list)  # the service's statements with their arguments
 
     def __post_init__(self) -> None:
         self.app = create_app(self.services)
@@ -142,10 +142,10 @@ async def opened(dsn: str, directory: Path) -> AsyncIterator[VaultHouse]:
         public_url="http://razao.test",
     )
     jwks = ensure_keys(plan.data.keys)
-    statements: list[str] = []
+    executed: list[tuple[str, Any]] = []
 
     def log(done: Any) -> None:
-        statements.append(done.query)
+        executed.append((done.query, done.args))
 
     async def listen(connection: Any) -> None:
         connection.add_query_logger(log)
@@ -157,7 +157,7 @@ async def opened(dsn: str, directory: Path) -> AsyncIterator[VaultHouse]:
         pool = await vault_pool(plan, secrets, init=listen)
         verifier = TokenVerifier(KeyFile(jwks), audience="vault")
         try:
-            yield VaultHouse(make_services(plan, pool, secrets, verifier), plan, secrets, owner, pool, statements)
+            yield VaultHouse(make_services(plan, pool, secrets, verifier), plan, secrets, owner, pool, executed)
         finally:
             await pool.close()
 
