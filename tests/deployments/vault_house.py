@@ -52,6 +52,15 @@ def person(*debts: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return {"name": NAME, "address": STREET, "debts": list(debts), **changes}
 
 
+def lacks(answer: httpx.Response) -> dict[str, list[str]]:
+    """What a refusal says that the fields lack."""
+    assert answer.status_code == 403, answer.text
+    body = answer.json()
+    assert body.keys() == {"type", "title", "status", "detail", "lacks", "request_id"}
+    found: dict[str, list[str]] = body["lacks"]
+    return found
+
+
 class Caller:
     """Somebody with a token, as the gateway lets them through."""
 
