@@ -35,7 +35,8 @@ from loadtests.stacks import Engine, Stack, engine, razao
 from storage.trace_users import User
 
 PEOPLE: Final = 1000
-PEOPLE_OF_VAULT: Final = 100
+PEOPLE_SCORED: Final = 100
+"""In the vault and the score; the score has read their debts once, and keeps what it made of them."""
 USER, PASSWORD = "bench", "um cavalo correto na pilha"
 PURPOSE: Final = "benchmark"
 _RECORDED: Final = "a durable record of access before each answer"
@@ -97,14 +98,14 @@ class Tiers:
         self._vault_tls = ssl.create_default_context(cafile=str(running.data / "tls" / "localhost.crt"))
 
     def fill(self) -> None:
-        """Give everybody a purchase and a profile, and some what the vault keeps."""
+        """Give everybody a purchase, and some of them a profile, what the vault keeps, and grants."""
         command = ["users", "add", USER, "--tier", "trace", "--password-stdin", "--data", str(self.engine.data)]
         razao(*command, given=PASSWORD)
         asyncio.run(self._fill())
 
     async def _fill(self) -> None:
         trace, vault = httpx.BasicAuth(USER, PASSWORD), self._bearer("vault", "vault:write vault:grant")
-        score = self._bearer("score", "score:write")
+        score = self._bearer("score", "score:write score:read")
         at = "2026-11-20T10:00:00Z"
         bought = [
             {"id": f"p-{number}", "tax_id": one, "merchant": "Padaria", "amount": 1890, "at": at}
@@ -113,7 +114,10 @@ class Tiers:
         credit = {"first_credit_on": "2015-01-01", "payments_on_time": 40}
         profile = {"name": "Load Test", "birth_date": "1980-01-01", "income_source": "salary", "credit": credit}
         held = {"name": "Load Test", "address": "Rua das Flores, 12", "debts": []}
-        grant = {"grantee": "bench", "fields": ["name"], "purpose": PURPOSE, "expires_in": 86_400}
+        grants = [
+            {"grantee": "bench", "fields": ["name"], "purpose": PURPOSE, "expires_in": 86_400},
+            {"grantee": "razao-score", "fields": ["debts"], "purpose": "credit-score", "expires_in": 86_400},
+        ]
         open_url = f"http://{self.engine.host}"
         async with (
             httpx.AsyncClient(base_url=open_url, timeout=60, trust_env=False) as http,
@@ -122,13 +126,13 @@ class Tiers:
             ) as door,
         ):
             _done(await http.post("/trace/v1/card-purchases", json={"purchases": bought}, auth=trace))
-            for one in self.people:
-                about = {**score, "Razao-Tax-Id": one, "Razao-Purpose": PURPOSE}
-                _done(await http.put("/score/v1/profile", json=profile, headers=about))
-            for one in self.people[:PEOPLE_OF_VAULT]:
-                about = {**vault, "Razao-Tax-Id": one, "Razao-Purpose": PURPOSE}
-                _done(await door.put("/vault/v1/person", json=held, headers=about))
-                _done(await door.post("/vault/v1/grants", json=grant, headers=about))
+            for one in self.people[:PEOPLE_SCORED]:
+                about = {"Razao-Tax-Id": one, "Razao-Purpose": PURPOSE}
+                _done(await door.put("/vault/v1/person", json=held, headers=about | vault))
+                for grant in grants:
+                    _done(await door.post("/vault/v1/grants", json=grant, headers=about | vault))
+                _done(await http.put("/score/v1/profile", json=profile, headers=about | score))
+                _done(await http.get("/score/v1/score", headers=about | score))
 
     def sides(self) -> dict[str, Callable[[], Side]]:
         """The reads of each tier, by its name."""
@@ -136,10 +140,10 @@ class Tiers:
         basic = "Basic " + b64encode(f"{USER}:{PASSWORD}".encode()).decode()
         trace = _reads("/trace/v1/person", host, basic, self.people)
         bearer = self._bearer("score", "score:read")["Authorization"]
-        score = _reads("/score/v1/score", host, bearer, self.people)
+        score = _reads("/score/v1/score", host, bearer, self.people[:PEOPLE_SCORED])
         door = f"127.0.0.1:{self.vault_port}"
         bearer = self._bearer("vault", "vault:read:name")["Authorization"]
-        vault = _reads("/vault/v1/person?fields=name", door, bearer, self.people[:PEOPLE_OF_VAULT])
+        vault = _reads("/vault/v1/person?fields=name", door, bearer, self.people[:PEOPLE_SCORED])
         return {
             "trace": lambda: Side("trace", here, trace),
             "score": lambda: Side("score", here, score),
