@@ -33,7 +33,7 @@ REALM: Final = "trace"
 
 
 def make_services(plan: Plan, database: Database) -> Services:
-    """What the application stands on. `queries.run` and `backend.keep_looking` must run beside it."""
+    """What the application stands on. `queries.run`, `backend.keep_looking` and `answers.keep_renewing` go with it."""
     settings = plan.settings
     store = Traces(database)
     queries = LastQueries(store)
@@ -57,7 +57,10 @@ async def trace_application(config: dict[str, Any]) -> Application:
     farewell = Farewell(plan.data.run)
     farewell.promise()
     writing = asyncio.create_task(services.queries.run(), name="last queries")
-    looking = asyncio.create_task(services.backend.keep_looking(), name="users")
+    beside = [
+        asyncio.create_task(services.backend.keep_looking(), name="users"),
+        asyncio.create_task(services.answers.keep_renewing(), name="answers"),
+    ]
 
     async def finish() -> None:
         writing.cancel()
@@ -74,9 +77,9 @@ async def trace_application(config: dict[str, Any]) -> Application:
     finishing = asyncio.create_task(finish_when_asked(), name="farewell")
 
     async def close() -> None:
-        for task in (finishing, looking):
+        for task in (finishing, *beside):
             task.cancel()
-        await asyncio.gather(finishing, looking, return_exceptions=True)
+        await asyncio.gather(finishing, *beside, return_exceptions=True)
         await finish()
         services.backend.close()
         await database.close()

@@ -35,7 +35,7 @@ GRACE_S: Final = 1.0
 """How long behind a request's deadline the edge itself ends it: the parts within know the deadline and end sooner."""
 
 _LOOK_S: Final = 0.1
-_REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
+REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
 _ONCE: Final = (
     b"authorization",
     b"content-type",
@@ -93,7 +93,7 @@ class Edge:
         pairs = scope["headers"]
         headers: dict[bytes, bytes] = dict(pairs)
         request_id = headers.get(b"x-request-id", b"")
-        if not _REQUEST_ID.fullmatch(request_id):
+        if not REQUEST_ID.fullmatch(request_id):
             headers.pop(b"x-request-id", None)
             request_id = os.urandom(16).hex().encode()
         reply = _Reply(send, request_id)

@@ -69,7 +69,7 @@ class Request:
     @property
     def address(self) -> str:
         """The client's network address as the gateway saw it; `UNKNOWN_ADDRESS` when there is none to believe."""
-        return _address(self.headers.get(b"razao-client-address", b""))
+        return client_address(self.headers.get(b"razao-client-address", b""))
 
     @property
     def correlation_id(self) -> str:
@@ -131,7 +131,8 @@ class Request:
 
 
 @lru_cache(maxsize=4096)
-def _address(given: bytes) -> str:
+def client_address(given: bytes) -> str:
+    """An address as the gateway has written it, in its one form; `UNKNOWN_ADDRESS` of what is none."""
     try:
         address = ipaddress.ip_address(given.decode("latin-1"))
     except ValueError:

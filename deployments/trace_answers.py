@@ -1,14 +1,17 @@
 """Answers about people, remembered as bytes for at most a second.
 
 Whoever asks about the same person within that second gets the same answer, which says how old it is. Concurrent
-questions about people who are not remembered share one look into the store.
+questions about people who are not remembered share one look into the store. An answer that is asked for when its second
+is nearly over is renewed behind, many at once: people who are asked about all the time cost no look of their own.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
@@ -18,13 +21,16 @@ from deployments.payments_transfers import KIND_NAMES
 from deployments.trace_queries import LastQueries
 from deployments.trace_schema import CardPurchase, LastQuery, Movement, Person
 from storage import traces
+from storage.documents import StoreAway
 from storage.events import Kind
-from storage.gathering import Gathering
+from storage.gathering import BATCH_MAX, Gathering
 from storage.notation import rfc3339
 from storage.query_store import LEG_ENTRY
 from storage.traces import Trace, Traces
 
 LIFE_S: Final = 1.0
+_AGING_S: Final = 0.75
+_RENEW_EVERY_S: Final = 0.05
 _KEPT_MAX: Final = 20_000
 _REFERENCES_MAX: Final = 50_000
 _encode: Final = msgspec.json.Encoder().encode
@@ -35,6 +41,7 @@ class Kept(NamedTuple):
 
     read: float
     body: bytes
+    length: tuple[bytes, bytes]  # the header
 
 
 class References:
@@ -47,16 +54,15 @@ class References:
         self._key = secrets.token_bytes(32)
         self._known: dict[bytes, bytes] = {}
 
-    def of(self, given: bytes, make: Callable[[], bytes]) -> bytes:
-        """The reference of a tax id as it was sent; `make` makes one that is not remembered, or raises."""
-        digest = blake2b(given, digest_size=16, key=self._key).digest()
-        found = self._known.get(digest)
-        if found is None:
-            found = make()
-            if len(self._known) >= _REFERENCES_MAX:
-                self._known.clear()
-            self._known[digest] = found
-        return found
+    def known(self, given: bytes) -> bytes | None:
+        """The reference of a tax id that was sent just so before."""
+        return self._known.get(blake2b(given, digest_size=16, key=self._key).digest())
+
+    def remember(self, given: bytes, reference: bytes) -> None:
+        """Of a tax id as it was sent."""
+        if len(self._known) >= _REFERENCES_MAX:
+            self._known.clear()
+        self._known[blake2b(given, digest_size=16, key=self._key).digest()] = reference
 
 
 class Answers:
@@ -67,15 +73,32 @@ class Answers:
         self._queries = queries
         self._gathered = Gathering(self._look_up)
         self._kept: dict[bytes, Kept] = {}
+        self._aging: set[bytes] = set()
 
     def kept(self, person: bytes, now: float) -> Kept | None:
         """The answer about a person (a reference), if it is young enough at `now` (time.monotonic seconds)."""
         found = self._kept.get(person)
-        return found if found is not None and now - found.read < LIFE_S else None
+        if found is None:
+            return None
+        age = now - found.read
+        if age > _AGING_S:
+            if age >= LIFE_S:
+                return None
+            self._aging.add(person)
+        return found
 
     async def about(self, person: bytes) -> Kept:
         """A new one. Raises StoreAway."""
         return await self._gathered(person)
+
+    async def keep_renewing(self) -> None:
+        """For ever: renew what was asked for when it was nearly too old. When that fails, whoever asks next looks."""
+        while True:
+            await asyncio.sleep(_RENEW_EVERY_S)
+            aging, self._aging = list(self._aging), set()
+            for first in range(0, len(aging), BATCH_MAX):
+                with contextlib.suppress(StoreAway):
+                    await self._look_up(aging[first : first + BATCH_MAX])
 
     async def _look_up(self, people: list[bytes]) -> Sequence[Kept]:
         read, at = time.monotonic(), time.time_ns()
@@ -84,7 +107,8 @@ class Answers:
         if len(self._kept) + len(found) > _KEPT_MAX:
             self._kept.clear()
         for person, trace in found.items():
-            self._kept[person] = Kept(read, _encode(self._answer(person, trace, at)))
+            body = _encode(self._answer(person, trace, at))
+            self._kept[person] = Kept(read, body, (b"content-length", b"%d" % len(body)))
         return [self._kept[person] for person in people]
 
     def _answer(self, person: bytes, trace: Trace, at: int) -> Person:

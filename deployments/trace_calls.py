@@ -15,7 +15,7 @@ from deployments.json_body import decode_unchecked, refuse_repeated_keys, text
 from deployments.openapi import Operation, Parameter
 from deployments.payments_call import read_instant
 from deployments.problems import INVALID_AMOUNT, INVALID_TAX_ID, ProblemError, malformed
-from deployments.request import JSON, TAX_ID, Answer, Request, json_answer
+from deployments.request import JSON, TAX_ID, Answer, Header, Request, json_answer
 from deployments.tax_id import read_tax_id
 from deployments.trace_answers import Answers, Kept, References, last_query
 from deployments.trace_queries import LastQueries
@@ -36,7 +36,7 @@ PREFIX: Final = "/trace/v1"
 PERSON: Final = f"{PREFIX}/person"
 _BODY_BYTES_MAX: Final = 512 << 10
 _AHEAD_NS: Final = 300 * 10**9
-_NO_STORE: Final = (b"cache-control", b"private, max-age=1")
+_A_SECOND: Final = (b"cache-control", b"private, max-age=1")
 _AGES: Final = tuple((b"age", b"%d" % seconds) for seconds in range(3))
 _purchases: Final = msgspec.json.Decoder(NewPurchases)
 
@@ -67,11 +67,10 @@ class Call(Request):
 
     def person(self) -> bytes:
         """The reference of the person whom the request is about."""
-        return self.services.references.of(self.headers.get(b"razao-tax-id", b""), self._reference)
-
-    def _reference(self) -> bytes:
         services = self.services
-        return person_reference(services.key, self.tax_id(repeated=services.repeated_tax_ids))
+        person = person_reference(services.key, self.tax_id(repeated=services.repeated_tax_ids))
+        services.references.remember(self.headers[b"razao-tax-id"], person)
+        return person
 
 
 async def get_person(call: Call) -> Answer:
@@ -81,7 +80,7 @@ async def get_person(call: Call) -> Answer:
     answers = call.services.answers
     found = answers.kept(person, time.monotonic()) or await answers.about(person)
     note(call.services, person, call.address, call.identified().subject)
-    return person_answer(found)
+    return Answer(200, found.body, age_headers(found, time.monotonic()))
 
 
 def note(services: Services, person: bytes, address: str, user: str) -> None:
@@ -89,10 +88,9 @@ def note(services: Services, person: bytes, address: str, user: str) -> None:
     services.queries.note(person, Query(time.time_ns(), address, user))
 
 
-def person_answer(found: Kept) -> Answer:
-    """The answer, with its age in whole seconds (RFC 9111, 5.1)."""
-    age = _AGES[min(int(time.monotonic() - found.read), len(_AGES) - 1)]
-    return Answer(200, found.body, [JSON, _NO_STORE, age])
+def age_headers(found: Kept, now: float) -> list[Header]:
+    """What is said of an answer about a person, its age in whole seconds included (RFC 9111, 5.1)."""
+    return [JSON, _A_SECOND, _AGES[min(int(now - found.read), len(_AGES) - 1)]]
 
 
 async def get_last_query(call: Call) -> Answer:

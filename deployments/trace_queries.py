@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 WAITING_MAX: Final = 50_000
 _BATCH: Final = 500
 _PAUSE_S: Final = 0.25
-_SHARE: Final = 0.05
+_SHARE: Final = 0.02
+_PAUSE_S_MAX: Final = 5.0
 _STOP_S: Final = 10.0
 _RETRY_S: Final = 0.2
 
@@ -65,7 +66,7 @@ class LastQueries:
             except Exception:
                 log.exception("the last queries wait")  # the next round tries again
             took = time.monotonic() - began
-            await asyncio.sleep(max(_PAUSE_S, took * (1 - _SHARE) / _SHARE))
+            await asyncio.sleep(min(max(_PAUSE_S, took * (1 - _SHARE) / _SHARE), _PAUSE_S_MAX))
 
     async def flush(self) -> None:
         """Write what waits now. Raises what the store raises; then what was not written waits on."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from typing import Any, Final
 
+import httpx
 import pytest
 
 from storage.traces import Movement
@@ -89,6 +91,55 @@ async def test_within_a_second_the_same_answer_comes_again_and_afterwards_a_new_
         assert third.json()["as_of"] > first.json()["as_of"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "query", "status"),
+    [
+        ([], "", 200),
+        ([("razao-gateway", "another")], "", 403),
+        ([("Razao-Tax-Id", "529.982.247-26")], "", 422),
+        ([("authorization", "Basic YTpi")], "", 401),
+        ([("authorization", "Bearer YTpi")], "", 401),
+        ([("Razao-Tax-Id", CPF), ("razao-tax-id", OTHER_CPF)], "", 400),
+        ([], "?tax_id=1", 400),
+    ],
+)
+async def test_what_was_answered_before_opens_nothing_to_a_request_that_differs(
+    trace_house: House, changes: list[tuple[str, str]], query: str, status: int
+) -> None:
+    async with trace_house.http() as http:
+        first = await http.get("/trace/v1/person", headers=ABOUT)
+        again = await http.get("/trace/v1/person", headers={**ABOUT, "X-Request-Id": "a-1"})
+        assert (again.content, again.headers["x-request-id"]) == (first.content, "a-1")
+        names = {"x-request-id", "content-length"}
+        assert {k: v for k, v in again.headers.items() if k not in names} == {
+            k: v for k, v in first.headers.items() if k not in names
+        }
+        sent = {**first.request.headers, "x-request-id": "a-2"}
+        kept = [(name, value) for name, value in sent.items() if name not in {one.lower() for one, _ in changes}]
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(trace_house.app), base_url="http://trace.test") as bare:
+        answer = await bare.get(f"/trace/v1/person{query}", headers=[*kept, *changes])
+    assert answer.status_code == status
+    assert trace_house.services.queries.waiting == 1
+
+
+async def test_an_answer_that_is_asked_for_while_it_ages_is_renewed_behind(trace_house: House) -> None:
+    answers, traces = trace_house.services.answers, trace_house.services.traces
+    first = await answers.about(person())
+    assert answers.kept(person(), first.read + 0.5) is first
+    assert not answers._aging
+    assert answers.kept(person(), first.read + 0.9) is first
+    await traces.add_movements({person(): [Movement(1, 12, 1, 7, TRANSFER)]})
+    renewing = asyncio.create_task(answers.keep_renewing())
+    try:
+        async with asyncio.timeout(30):
+            while answers._kept[person()] is first:
+                await traces.ping()
+    finally:
+        renewing.cancel()
+    assert len(json.loads(answers._kept[person()].body)["movements"]) == 1
+    assert answers.kept(person(), first.read + 1.0) is not first
+
+
 async def test_purchases_are_stored_once_and_the_latest_is_the_last(trace_house: House) -> None:
     later = purchase(id="acq-2", at="2026-11-21T07:00:00-03:00", amount=5)
     async with trace_house.http() as http:
@@ -144,7 +195,7 @@ async def test_a_purchase_that_is_not_one_is_refused_by_its_field_and_nothing_is
         body = {"purchases": [{**purchase(id="bad"), **changes}, purchase(id="good")]}
         answer = await http.post("/trace/v1/card-purchases", json=body)
         assert (answer.status_code, answer.json()["field"]) == (status, field), answer.text
-        assert "529" not in answer.text
+        assert "529.982" not in answer.text
         read = await http.get("/trace/v1/person", headers=ABOUT)
         assert read.json()["last_card_purchase"] is None
 
