@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -21,18 +22,17 @@ from storage.vault import OUTBOX_ROLE, ROLE, Secrets, Vault, dsn_as
 from storage.vault_people import People
 
 _CONNECTIONS: Final = 6
-_TRUST_CONNECTIONS: Final = 2
 
 
 async def vault_application(config: dict[str, Any]) -> Application:
     """The factory that a replica calls on its own loop. `config`: where the plan lies."""
     plan = await Plan.taken_up(config)
     secrets = await Secrets.of(key_file(plan.data))
-    # Tokens are checked against the store of identities, which the vault's own role cannot see.
-    trusting = await asyncpg.create_pool(plan.dsn, min_size=0, max_size=_TRUST_CONNECTIONS)
-    trust = Trust(plan, trusting)
-    await trust.start()
+    # No statement of this process goes past row-level security, so tokens, too, are verified by what the role may see.
+    plan = dataclasses.replace(plan, dsn=dsn_as(plan.dsn, ROLE, secrets.password))
     pool = await vault_pool(plan, secrets)
+    trust = Trust(plan, pool)
+    await trust.start()
     relay = None if plan.settings.kafka_bootstrap is None else asyncio.create_task(_relay(plan, secrets), name="relay")
 
     async def close() -> None:
@@ -42,7 +42,6 @@ async def vault_application(config: dict[str, Any]) -> Application:
                 await relay
         await trust.close()
         await pool.close()
-        await trusting.close()
 
     return Application(create_app(make_services(plan, pool, secrets, trust.verifier(AUDIENCE))), close=close)
 

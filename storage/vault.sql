@@ -143,6 +143,13 @@ GRANT SELECT, INSERT ON vault.accesses TO razao_vault;
 GRANT SELECT, UPDATE (seq, chain) ON vault.chain_head TO razao_vault;
 GRANT INSERT (person, request) ON vault.outbox TO razao_vault;
 GRANT SELECT, DELETE, UPDATE (at) ON vault.outbox TO razao_vault_outbox; -- locking a row asks for UPDATE
+-- What tokens are verified by, so that the service needs no other login. The private halves are encrypted.
+DO $$ BEGIN
+    IF to_regclass('identity.signing_keys') IS NOT NULL THEN
+        GRANT USAGE ON SCHEMA identity TO razao_vault;
+        GRANT SELECT ON identity.signing_keys, identity.revocations TO razao_vault;
+    END IF;
+END $$;
 
 -- Settings that nobody has named are NULL, or empty once a transaction before has named them: both open nothing.
 -- Policies call these inside a SELECT, so that they are evaluated once a statement and not once a row.
