@@ -54,6 +54,12 @@ def ask(engine: TiersEngine, tier: str, *, authorization: str | None = None) -> 
         return client.get(PERSON[tier])
 
 
+def test_the_engine_says_of_each_application_whether_it_answers(engine: TiersEngine) -> None:
+    found = engine.status()
+    assert found["applications"] == dict.fromkeys(("payments", "identity", "vault", "score", "trace"), True)
+    assert (found["ready"], found["vault_url"]) == (True, engine.vault_url)
+
+
 # -- whose token ------------------------------------------------------------------------------------------------------
 
 
