@@ -114,6 +114,7 @@ def trace_spec(plan: Plan) -> Spec:
         replicas_min=1,
         replicas_max=plan.settings.trace_replicas_max,
         log_directory=str(plan.data.log),
+        target_in_progress=16.0,  # a read takes a fraction of a millisecond: so many at once wait for a core
         max_in_progress=256,
         max_waiting=512,
     )

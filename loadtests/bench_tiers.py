@@ -63,7 +63,9 @@ def tiers(directory: Path, *, rounds: int, seconds: float, mongo: bool, say: Say
             ends.callback(server.stop)
             over = ends.enter_context(started(directory / "over-ferretdb", mongo=server))
             stacks.append(over.engine)
-            sides |= {f"{name} on FerretDB": make() for name, make in over.sides().items() if name != "vault"}
+            beside = over.sides()["trace"]()
+            beside.name = f"{beside.name} on FerretDB"
+            sides[beside.name] = beside
         play(list(sides.values()), stacks, rounds=rounds, seconds=seconds, say=say)
         return _rows(sides) + auth_costs(ours.engine)
 
