@@ -96,11 +96,13 @@ class Request:
             raise ProblemError(UNSUPPORTED_MEDIA_TYPE, "Bodies must not be compressed", field="Content-Encoding")
         return await json_body.receive_body(self.receive, content_length(self.headers), limit)
 
-    async def json(self, decoder: msgspec.json.Decoder[T], *, empty: bytes | None = None) -> T:
-        """The decoded JSON body; `empty` stands in for a body of no bytes."""
+    async def json(
+        self, decoder: msgspec.json.Decoder[T], *, empty: bytes | None = None, limit: int = SINGLE_BYTES_MAX
+    ) -> T:
+        """The decoded JSON body of at most `limit` bytes; `empty` stands in for a body of no bytes."""
         if empty is None or b"content-type" in self.headers:
             self.expect_json()
-        data = await self.body(SINGLE_BYTES_MAX)
+        data = await self.body(limit)
         return json_body.decode(empty if not data and empty is not None else data, decoder)
 
     def expect_json(self) -> None:

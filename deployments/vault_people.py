@@ -35,6 +35,7 @@ from storage.vault import FIELDS, Acts
 from storage.vault_keys import Tampered
 from storage.vault_people import Found
 
+_BODY_BYTES_MAX: Final = 1 << 20  # as many debts as there may be, each as long as it may be
 _CENTAVOS_MAX: Final = 2**63 - 1
 _DAY: Final = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _PERSON: Final = msgspec.json.Decoder(PersonRequest)
@@ -78,7 +79,7 @@ async def put_person(call: Call) -> Answer:
     """PUT /vault/v1/person."""
     subject, _ = call.about()
     await call.permit(subject, "write", allowed=call.may(rules.WRITE), scope=rules.WRITE)
-    request = await call.json(_PERSON)
+    request = await call.json(_PERSON, limit=_BODY_BYTES_MAX)
     name = text(request.name, "name", NAME_MAX)
     address = text(request.address, "address", ADDRESS_MAX)
     debts = _by_id(request.debts)
@@ -93,7 +94,7 @@ async def patch_person(call: Call) -> Answer:
     """PATCH /vault/v1/person: single debts."""
     subject, _ = call.about()
     await call.permit(subject, "write", allowed=call.may(rules.WRITE), scope=rules.WRITE)
-    request = await call.json(_DEBTS)
+    request = await call.json(_DEBTS, limit=_BODY_BYTES_MAX)
     debts = {} if request.debts is UNSET else _by_id(request.debts)
     remove = [] if request.remove is UNSET else [text(one, "remove", DEBT_ID_MAX) for one in request.remove]
     if len(remove) > DEBTS_MAX or debts.keys() & set(remove):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import vault
+from deployments.vault_schema import DEBTS_MAX
 from storage.vault import Acts, Asked
 from storage.vault_keys import KeyFile, Wrapped
 from storage.vault_people import People
@@ -44,6 +45,16 @@ async def test_a_caller_with_scopes_and_a_grant_sees_the_fields_asked_for_and_no
     assert answer.headers["cache-control"] == "no-store"
     answer = await vault_house.score(scope=READ_ALL).get("/person?fields=name")
     assert answer.json().keys() == {"name", "updated_at", "granted_until"}
+
+
+async def test_as_many_debts_as_there_may_be_come_in_one_request_and_one_more_is_refused(
+    vault_house: VaultHouse,
+) -> None:
+    many = [debt(number, creditor="ã" * 200) for number in range(1, DEBTS_MAX + 1)]
+    await vault_house.keep(*many)
+    assert len((await vault_house.self_().get(DEBTS)).json()["debts"]) == DEBTS_MAX
+    refused = await vault_house.source().send("PUT", "/person", person(*many, debt(DEBTS_MAX + 1)))
+    assert (refused.status_code, refused.json()["field"]) == (400, "debts")
 
 
 async def test_two_grants_may_open_the_fields_together(vault_house: VaultHouse) -> None:

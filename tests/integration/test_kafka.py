@@ -39,7 +39,7 @@ def refusal(engine: Engine, *arguments: str) -> str:
 def test_a_ledger_on_kafka_is_shown_verified_and_rebuilt_like_any_other_and_keeps_its_kind_of_journal(
     tmp_path: Path,
 ) -> None:
-    one = Engine(tmp_path / "var", shards=1)
+    one = Engine(tmp_path / "var", shards=1, tiers="vault,score,trace")
     try:
         one.start("--journal", "kafka")
         found = one.status()
@@ -51,7 +51,9 @@ def test_a_ledger_on_kafka_is_shown_verified_and_rebuilt_like_any_other_and_keep
         assert len(listening) >= 2
         for at in listening:
             assert ipaddress.ip_address(at.laddr.ip.removeprefix("::ffff:")).is_loopback, at
-        assert "every centavo is where it belongs" in one.razao("demo").stdout
+        said = one.razao("demo").stdout
+        assert "every centavo is where it belongs" in said
+        assert "the person lets the score ask the vault" in said  # which it learnt from a topic: it kept another score
         one.verify()
         assert one.status()["projection"]["lag"] == 0
         settings = Plan.load(DataDirectory(one.data)).settings
