@@ -20,7 +20,7 @@ from storage.registry import Registry
 from storage.traces import MOVEMENTS_MAX, Movement, Traces
 
 NAME: Final = "trace"
-_ENTRIES_AT_ONCE: Final = 20_000
+_ENTRIES_AT_ONCE: Final = 100_000
 _ACCOUNTS_CACHED: Final = 100_000
 
 

@@ -31,7 +31,7 @@ from loadtests import traffic
 from loadtests.bench_http import Say, Side, fault, play, rate_row, ratio
 from loadtests.peers import constant
 from loadtests.rows import READ, Row
-from loadtests.stacks import Engine, Stack, engine, razao
+from loadtests.stacks import Engine, Stack, engine, measure, razao
 from storage.trace_users import User
 
 PEOPLE: Final = 1000
@@ -39,6 +39,7 @@ PEOPLE_SCORED: Final = 100
 """In the vault and the score; the score has read their debts once, and keeps what it made of them."""
 USER, PASSWORD = "bench", "um cavalo correto na pilha"
 PURPOSE: Final = "benchmark"
+_SCALE_S: Final = 12.0
 _RECORDED: Final = "a durable record of access before each answer"
 _BEHIND: Final = "last query written behind"
 
@@ -66,6 +67,8 @@ def tiers(directory: Path, *, rounds: int, seconds: float, mongo: bool, say: Say
             beside = over.sides()["trace"]()
             beside.name = f"{beside.name} on FerretDB"
             sides[beside.name] = beside
+        say("load until the trace has its second replica, as the constant routes have from the start")
+        measure(ours.engine, sides["trace"].source, connections=64, seconds=_SCALE_S, warm_up=0.0)
         play(list(sides.values()), stacks, rounds=rounds, seconds=seconds, say=say)
         return _rows(sides) + auth_costs(ours.engine)
 
