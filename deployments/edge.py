@@ -122,7 +122,7 @@ class Edge:
         except TimeoutError:
             if (event := scope.get("razao.event")) is not None:
                 raise ProblemError(UNSURE, "The outcome was not learnt in time", id=event) from None
-            if not body.complete:
+            if body.awaited:
                 raise ProblemError(TIMEOUT, "The body did not arrive in time") from None
             raise ProblemError(UNAVAILABLE, "The request took too long") from None
 
@@ -198,17 +198,18 @@ class _Guard:
 
 
 class _Body:
-    """`receive` that knows whether the whole body has come."""
+    """`receive` that knows whether somebody waits for the client."""
 
-    __slots__ = ("_receive", "complete")
+    __slots__ = ("_receive", "awaited")
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
-        self.complete = False
+        self.awaited = False
 
     async def __call__(self) -> Message:
+        self.awaited = True
         message = await self._receive()
-        self.complete = not message.get("more_body", False)
+        self.awaited = False
         return message
 
 

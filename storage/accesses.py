@@ -69,8 +69,8 @@ class Accesses:
         """
         prefix = person + _ANSWERED
         start = prefix + (after if len(after) == _TAIL else bytes(_TAIL))
-        found = await self._documents.scan(start, limit)
-        return [(one.id[-_TAIL:], _access(one.body)) for one in found if one.id.startswith(prefix)]
+        found = await self._documents.scan(start, limit, prefix)
+        return [(one.id[-_TAIL:], _access(one.body)) for one in found]
 
     async def _write(self, records: list[tuple[bytes, dict[str, Any]]]) -> Sequence[None]:
         taken = await self._documents.insert_many(records)

@@ -70,8 +70,11 @@ class Documents(Protocol):
         """Whether there was one."""
         ...
 
-    async def scan(self, after: bytes, limit: int) -> list[Document]:
-        """The next ones behind the id `after` (empty: from the first on), in the order of their ids."""
+    async def scan(self, after: bytes, limit: int, prefix: bytes = b"") -> list[Document]:
+        """The next ones behind the id `after` (empty: from the first on), in the order of their ids.
+
+        `prefix`: only those whose ids begin so; others cost nothing.
+        """
         ...
 
 

@@ -34,6 +34,12 @@ DRIVERS: Final[dict[str, Any]] = {"motor": AsyncIOMotorClient, "pymongo": AsyncM
 _AWAY: Final = (ConnectionFailure, ExecutionTimeout, WriteConcernError)
 _INTERNAL: Final = 1
 """FerretDB says so when the database behind it is away."""
+_FERRET_REPLACES: Final = 16
+"""FerretDB keeps a connection of its 50 for each replacement of a call until the call ends: with as many as that it
+waits for itself, for ever, and everybody else for it."""
+_GROUP_BYTES: Final = 16
+"""Of an id, in a field of its own for FerretDB, which looks up what is equal, and reads everything for a range."""
+_BEHIND_HEX: Final = "g"
 _DUPLICATE: Final = 11000
 _EXISTS: Final = 48
 _OPTIONS: Final = {
@@ -56,7 +62,7 @@ class MongoDatabase:
         ours = {key: value for key, value in _OPTIONS.items() if f"{key.lower()}=" not in url.lower()}
         self._client: Any = DRIVERS[driver](url, **ours)
         self._database = self._client[name]
-        self._points: bool | None = None
+        self._ferret: bool | None = None
 
     def collection(self, name: str) -> Documents:
         """The collection `name`."""
@@ -85,11 +91,11 @@ class MongoDatabase:
         if inspect.isawaitable(closing):
             await closing
 
-    async def reads_by_one(self) -> bool:
-        """Whether several ids are better asked for one by one: FerretDB reads everything for a list of them."""
-        if self._points is None:
-            self._points = "ferretdbVersion" in await self._client.admin.command("buildInfo")
-        return self._points
+    async def is_ferret(self) -> bool:
+        """Whether it is FerretDB, of which less can be asked at once."""
+        if self._ferret is None:
+            self._ferret = "ferretdbVersion" in await self._client.admin.command("buildInfo")
+        return self._ferret
 
 
 class MongoDocuments:
@@ -109,8 +115,8 @@ class MongoDocuments:
         """See `Documents.get_many`."""
         wanted = list(ids)
         with _translated():
-            by_one = await self._database.reads_by_one()
-            if not by_one:
+            # FerretDB reads everything for a list of ids.
+            if not await self._database.is_ferret():
                 found = await self._collection.find({"_id": {"$in": [id_.hex() for id_ in wanted]}}).to_list(None)
                 return {one.id: one for one in map(_document, found)}
         documents = await asyncio.gather(*map(self.get, wanted))
@@ -120,17 +126,19 @@ class MongoDocuments:
         """See `Documents.insert`."""
         with _translated():
             try:
-                await self._collection.insert_one(_stored(id_, 1, body))
+                await self._collection.insert_one(_stored(id_, 1, body, ferret=await self._database.is_ferret()))
             except DuplicateKeyError:
                 return False
         return True
 
     async def insert_many(self, pairs: Iterable[tuple[bytes, Body]]) -> set[bytes]:
         """See `Documents.insert_many`."""
-        given = [_stored(id_, 1, body) for id_, body in pairs]
-        if not given:
+        wanted = list(pairs)
+        if not wanted:
             return set()
         with _translated():
+            ferret = await self._database.is_ferret()
+            given = [_stored(id_, 1, body, ferret=ferret) for id_, body in wanted]
             try:
                 await self._collection.insert_many(given, ordered=False)
             except BulkWriteError as error:
@@ -143,15 +151,41 @@ class MongoDocuments:
     async def replace(self, id_: bytes, version: int, body: Body) -> bool:
         """See `Documents.replace`."""
         with _translated():
-            done = await self._collection.replace_one(*_replacement(id_, version, body))
+            ferret = await self._database.is_ferret()
+            done = await self._collection.replace_one(*_replacement(Document(id_, version, body), ferret=ferret))
         return bool(done.matched_count)
 
     async def replace_many(self, documents: Sequence[Document]) -> set[bytes]:
         """See `Documents.replace_many`."""
         if not documents:
             return set()
+        with _translated():
+            ferret = await self._database.is_ferret()
+        at_once = _FERRET_REPLACES if ferret else len(documents)
+        done: set[bytes] = set()
+        for first in range(0, len(documents), at_once):
+            done |= await self._replace_some(documents[first : first + at_once], ferret=ferret)
+        return done
+
+    async def delete(self, id_: bytes) -> bool:
+        """See `Documents.delete`."""
+        with _translated():
+            done = await self._collection.delete_one({"_id": id_.hex()})
+        return bool(done.deleted_count)
+
+    async def scan(self, after: bytes, limit: int, prefix: bytes = b"") -> list[Document]:
+        """See `Documents.scan`."""
+        start = prefix.hex()
+        wanted: dict[str, Any] = {"_id": {"$gt": after.hex(), "$gte": start, "$lt": f"{start}{_BEHIND_HEX}"}}
+        with _translated():
+            if len(prefix) >= _GROUP_BYTES and await self._database.is_ferret():
+                wanted["p"] = _group(start)
+            page = self._collection.find(wanted).sort("_id", 1).limit(limit)
+            return [_document(one) for one in await page.to_list(limit)]
+
+    async def _replace_some(self, documents: Sequence[Document], *, ferret: bool) -> set[bytes]:
         mark = secrets.token_hex(8)
-        writes = [ReplaceOne(*_replacement(one.id, one.version, one.body, mark)) for one in documents]
+        writes = [ReplaceOne(*_replacement(one, mark, ferret=ferret)) for one in documents]
         with _translated():
             done = await self._collection.bulk_write(writes, ordered=False)
         ids = {one.id for one in documents}
@@ -160,30 +194,26 @@ class MongoDocuments:
         # The answer has the number alone: the marks tell whose they are.
         return {id_ for id_ in ids if await self._mark(id_) == mark}
 
-    async def delete(self, id_: bytes) -> bool:
-        """See `Documents.delete`."""
-        with _translated():
-            done = await self._collection.delete_one({"_id": id_.hex()})
-        return bool(done.deleted_count)
-
-    async def scan(self, after: bytes, limit: int) -> list[Document]:
-        """See `Documents.scan`."""
-        with _translated():
-            page = self._collection.find({"_id": {"$gt": after.hex()}}).sort("_id", 1).limit(limit)
-            return [_document(one) for one in await page.to_list(limit)]
-
     async def _mark(self, id_: bytes) -> str | None:
         with _translated():
             found = await self._collection.find_one({"_id": id_.hex()})
         return None if found is None else found.get("w")
 
 
-def _stored(id_: bytes, version: int, body: Body, mark: str = "") -> dict[str, Any]:
-    return {"_id": id_.hex(), "v": version, "w": mark, "b": body}
+def _stored(id_: bytes, version: int, body: Body, mark: str = "", *, ferret: bool) -> dict[str, Any]:
+    text = id_.hex()
+    made = {"_id": text, "v": version, "w": mark, "b": body}
+    return made | {"p": _group(text)} if ferret else made
 
 
-def _replacement(id_: bytes, version: int, body: Body, mark: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
-    return {"_id": id_.hex(), "v": version}, _stored(id_, version + 1, body, mark)
+def _group(text: str) -> str:
+    return text[: 2 * _GROUP_BYTES]
+
+
+def _replacement(read: Document, mark: str = "", *, ferret: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What to look for, and what to put there instead."""
+    wanted = {"_id": read.id.hex(), "v": read.version}
+    return wanted, _stored(read.id, read.version + 1, read.body, mark, ferret=ferret)
 
 
 def _document(found: dict[str, Any]) -> Document:

@@ -26,6 +26,8 @@ AWAY: Final = (
 )
 """What asyncpg raises while the server is away, as opposed to a statement that is wrong."""
 
+_BEHIND_ALL: Final = b"\xff" * 256
+"""No id is longer."""
 _encode: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder(Body).decode
 
@@ -70,7 +72,9 @@ class PostgresDocuments:
         table = f"documents.{check_name(name)}"
         self._get = f"SELECT id, version, body FROM {table} WHERE id = $1"
         self._get_many = f"SELECT id, version, body FROM {table} WHERE id = ANY($1)"
-        self._scan = f"SELECT id, version, body FROM {table} WHERE id > $1 ORDER BY id LIMIT $2"
+        self._scan = (
+            f"SELECT id, version, body FROM {table} WHERE id > $1 AND id >= $2 AND id < $3 ORDER BY id LIMIT $4"
+        )
         self._insert = f"INSERT INTO {table} (id, body) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING id"
         self._insert_many = (
             f"INSERT INTO {table} (id, body) SELECT id, body::json"
@@ -127,9 +131,10 @@ class PostgresDocuments:
         """See `Documents.delete`."""
         return bool(await self._fetch(self._delete, id_))
 
-    async def scan(self, after: bytes, limit: int) -> list[Document]:
+    async def scan(self, after: bytes, limit: int, prefix: bytes = b"") -> list[Document]:
         """See `Documents.scan`."""
-        return [_document(row) for row in await self._fetch(self._scan, after, limit)]
+        rows = await self._fetch(self._scan, after, prefix, prefix + _BEHIND_ALL, limit)
+        return [_document(row) for row in rows]
 
     async def _fetch(self, statement: str, *arguments: object) -> list[Any]:
         with _translated():

@@ -121,6 +121,16 @@ async def test_batches_that_overlap_in_other_orders_do_not_block_each_other(peop
         assert {one.version for one in (await people.get_many(ids)).values()} == {turn + 2}
 
 
+async def test_more_documents_than_a_server_has_connections_are_replaced_at_once(people: Documents) -> None:
+    ids = [number.to_bytes(16, "big") for number in range(300)]
+    await people.insert_many([(id_, {"n": 0}) for id_ in ids])
+    found = await people.get_many(ids)
+    stale = [found[id_]._replace(version=9) for id_ in ids[:5]]
+    changed = [found[id_]._replace(body={"n": 1}) for id_ in ids[5:]]
+    assert await people.replace_many([*changed, *stale]) == set(ids[5:])
+    assert {id_ for id_, one in (await people.get_many(ids)).items() if one.body["n"]} == set(ids[5:])
+
+
 def _orders(ids: list[bytes]) -> list[list[bytes]]:
     return [ids, ids[::-1], ids[20:] + ids[:20]]
 
@@ -144,6 +154,22 @@ async def test_a_scan_goes_through_all_in_the_order_of_ids_while_others_are_adde
         await people.insert(page[-1].id[:-1] + b"\xfe", {"n": 2})
     assert [id_ for id_ in seen if id_ in ids] == ids
     assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize("prefix", [b"b" * 16, b"b" * 16 + b"\x00", b"b" * 5, b"\xff" * 17, b""])
+async def test_a_scan_of_a_prefix_finds_those_alone_also_when_they_were_changed(
+    people: Documents, prefix: bytes
+) -> None:
+    begins = [b"a" * 16, b"b" * 15 + b"a", b"b" * 16, b"b" * 15 + b"c", b"\xff" * 16]
+    ids = sorted(begin + kind + bytes([number]) for begin in begins for kind in (b"\x00", b"\xff") for number in (0, 9))
+    await people.insert(ids[0], {})
+    await people.insert_many([(id_, {}) for id_ in ids[1:]])
+    assert await people.replace(ids[8], 1, {"changed": 1})
+    await people.replace_many([Document(id_, 1, {"changed": 1}) for id_ in ids[9:12]])
+    wanted = [id_ for id_ in ids if id_.startswith(prefix)]
+    assert [one.id for one in await people.scan(b"", 99, prefix)] == wanted
+    assert [one.id for one in await people.scan(wanted[0], 2, prefix)] == wanted[1:3]
+    assert await people.scan(wanted[-1], 9, prefix) == []
 
 
 async def test_concurrent_updates_of_one_document_lose_nothing(people: Documents) -> None:
