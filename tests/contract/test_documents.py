@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Final
 
+import pymongo
 import pytest
 
 from cluster.postgres import PostgresServer
@@ -224,6 +225,19 @@ async def test_what_mongodb_refuses_is_told_without_the_document(
         assert refused.value.__suppress_context__
     assert await people.get(A) is None
     await opened.close()
+
+
+async def test_ferretdb_looks_up_by_index(mongo_server: MongoServer, mongo_database: str) -> None:
+    store = await open_database("", mongo_url=mongo_server.url, name=mongo_database)
+    await store.create(["people"])
+    ids = [number.to_bytes(17, "big") for number in range(2000)]
+    await store.collection("people").insert_many([(id_, {}) for id_ in ids])
+    await store.close()
+    with pymongo.MongoClient[dict[str, Any]](mongo_server.url) as client:
+        for wanted in ({"_id": ids[7].hex()}, {"_id": ids[7].hex(), "v": 1}, {"p": ids[7].hex()[:32]}):
+            asked = {"find": "people", "filter": wanted}
+            plan = client[mongo_database].command("explain", asked)["queryPlanner"]
+            assert "Bitmap Index Scan" in str(plan), plan
 
 
 async def _reached_again(database: Database) -> None:
