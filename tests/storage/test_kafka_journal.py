@@ -265,6 +265,13 @@ async def test_every_acknowledged_append_survives_the_brokers_death_between_requ
         await successor.writer.close()
 
 
+async def until_it_notices(writer: Any) -> None:
+    """What is sent before the news of the broker's death has come is sent for good, and its outcome unknown."""
+    async with asyncio.timeout(30):
+        while any(connection.connected() for connection in writer._client._connections.values()):
+            await asyncio.sleep(0.01)
+
+
 async def test_a_writer_and_a_reader_live_through_a_broker_that_starts_again_between_two_appends(
     server: KafkaServer,
 ) -> None:
@@ -274,6 +281,7 @@ async def test_a_writer_and_a_reader_live_through_a_broker_that_starts_again_bet
         author = await Author.take_over(journal, "one")
         await author.write(1)
         await asyncio.to_thread(server.kill)
+        await until_it_notices(author.writer)
         # Nothing was sent yet that could be lost: it waits for the broker.
         writing = asyncio.create_task(author.write(2))
         await asyncio.to_thread(server.start)
