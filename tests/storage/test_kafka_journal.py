@@ -268,7 +268,7 @@ async def test_every_acknowledged_append_survives_the_brokers_death_between_requ
 async def until_it_notices(writer: Any) -> None:
     """What is sent before the news of the broker's death has come is sent for good, and its outcome unknown."""
     async with asyncio.timeout(30):
-        while any(connection.connected() for connection in writer._client._connections.values()):
+        while any(one.connected() for one in writer._client._connections.values()):  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.01)
 
 
