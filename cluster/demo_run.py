@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
@@ -16,7 +15,7 @@ from cluster.demo import Demo
 from cluster.demo_identity import IdentityDemo
 from cluster.demo_tiers import TiersDemo, Tokens
 from cluster.documents import open_documents
-from cluster.plan import Plan
+from cluster.plan import Plan, vault_tls
 from deployments.auth.keys import sign_token
 from deployments.identity_roles import PAYMENTS
 from storage.references import person_reference
@@ -59,7 +58,7 @@ def _show_tiers(
 ) -> None:
     active = plan.settings.active_tiers
     if vault_url is not None:
-        with httpx.Client(base_url=vault_url, verify=_context(plan), timeout=30, trust_env=False) as vault:
+        with httpx.Client(base_url=vault_url, verify=vault_tls(plan), timeout=30, trust_env=False) as vault:
             demo = TiersDemo(vault, public, bank, tokens, say)
             demo.show_vault()
             if "score" in active:
@@ -85,14 +84,6 @@ def _tokens_of(plan: Plan) -> Tokens:
         )
 
     return sign
-
-
-def _context(plan: Plan) -> ssl.SSLContext:
-    """How the vault's door is entered: as the score does it."""
-    context = ssl.create_default_context(cafile=plan.vault_server_ca)
-    if plan.settings.score_client_certificate is not None:
-        context.load_cert_chain(plan.settings.score_client_certificate)
-    return context
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import hashlib
 import json
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,14 @@ class Plan:
         content["secrets"] = Secrets(**content["secrets"])
         content["windows"] = Windows(*content["windows"])
         return cls(**content)
+
+
+def vault_tls(plan: Plan) -> ssl.SSLContext:
+    """How the vault's door is entered: whom to believe, and the certificate to show where one is asked for."""
+    context = ssl.create_default_context(cafile=plan.vault_server_ca)
+    if plan.settings.score_client_certificate is not None:
+        context.load_cert_chain(plan.settings.score_client_certificate)
+    return context
 
 
 def loopback_of(host: str) -> str:

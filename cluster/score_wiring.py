@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from typing import Any, Final
@@ -13,7 +12,7 @@ import httpx
 from cluster.documents import open_documents
 from cluster.identity import SCORE_CLIENT, score_client_secret
 from cluster.identity_wiring import Trust
-from cluster.plan import Plan
+from cluster.plan import Plan, vault_tls
 from cluster.vault_wiring import score_changes
 from deployments.auth.issuers import Verifier
 from deployments.breaker import Breaker
@@ -40,9 +39,7 @@ class VaultCalls:
 
     def __init__(self, plan: Plan, *, breaker_open_s: float = 5.0) -> None:
         settings = plan.settings
-        trusted = ssl.create_default_context(cafile=plan.vault_server_ca)
-        if settings.score_client_certificate is not None:
-            trusted.load_cert_chain(settings.score_client_certificate)
+        trusted = vault_tls(plan)
         timeout = settings.score_debts_deadline_s
         self._vault = httpx.AsyncClient(verify=trusted, timeout=timeout, limits=_CALLS, trust_env=False)
         self._identity = httpx.AsyncClient(verify=trusted, timeout=timeout, limits=_CALLS, trust_env=False)
