@@ -40,6 +40,19 @@ def reais(centavos: int) -> str:
     return f"{sign}R$ {whole:,}".replace(",", ".") + f",{cents:02d}"
 
 
+def content_of(answer: httpx.Response, expected: int) -> dict[str, Any]:
+    """The JSON of an answer, empty where it has none.
+
+    Raises:
+        EngineError: it has another status than expected.
+    """
+    if answer.status_code != expected:
+        asked = f"{answer.request.method} {answer.request.url.raw_path.decode()}"
+        raise EngineError(f"{asked} answered {answer.status_code}, not {expected}: {answer.text}")
+    content: dict[str, Any] = answer.json() if answer.content else {}
+    return content
+
+
 class Demo:
     """One run of the demo against a running engine."""
 
@@ -49,11 +62,7 @@ class Demo:
         self._random = random.Random()  # noqa: S311 - invented people, not secrets
 
     def _call(self, method: str, path: str, expected: int, **arguments: Any) -> dict[str, Any]:
-        answer = self._client.request(method, path, **arguments)
-        if answer.status_code != expected:
-            raise EngineError(f"{method} {path} answered {answer.status_code}, not {expected}: {answer.text}")
-        content: dict[str, Any] = answer.json()
-        return content
+        return content_of(self._client.request(method, path, **arguments), expected)
 
     def _open(self, name: str) -> str:
         owner = {"tax_id": invented_cpf(self._random), "name": name}

@@ -12,8 +12,7 @@ from typing import Any
 
 import httpx
 
-from cluster.data import EngineError
-from cluster.demo import invented_cpf, reais
+from cluster.demo import content_of, invented_cpf, reais
 
 
 class IdentityDemo:
@@ -29,11 +28,7 @@ class IdentityDemo:
         self, expected: int, method: str, path: str, *, token: str | None = None, **arguments: Any
     ) -> dict[str, Any]:
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        answer = self._client.request(method, path, headers=headers, **arguments)
-        if answer.status_code != expected:
-            raise EngineError(f"{method} {path} answered {answer.status_code}, not {expected}: {answer.text}")
-        content: dict[str, Any] = answer.json() if answer.content else {}
-        return content
+        return content_of(self._client.request(method, path, headers=headers, **arguments), expected)
 
     def _refused(self, what: str, expected: int, method: str, path: str, **arguments: Any) -> None:
         answer = self._call(expected, method, path, **arguments)
@@ -61,9 +56,7 @@ class IdentityDemo:
         login, tokens, carla = self._join("Carla Reis")
         _, others, davi = self._join("Davi Melo")
         token = tokens["access_token"]
-        paid_in = self._bank.post("/v1/deposits", json={"account": carla, "amount": 50_000})
-        if paid_in.status_code != 201:
-            raise EngineError(f"the deposit was answered {paid_in.status_code}: {paid_in.text}")
+        content_of(self._bank.post("/v1/deposits", json={"account": carla, "amount": 50_000}), 201)
         transfer = {"debit_account": carla, "credit_account": davi, "amount": 12_345}
         paid = self._call(201, "POST", "/v1/transfers", token=token, json=transfer)
         self._say(f"Carla pays Davi {reais(12_345)} with her token: {paid['status']}")

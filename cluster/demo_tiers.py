@@ -15,7 +15,7 @@ from typing import Any, Final
 import httpx
 
 from cluster.data import EngineError
-from cluster.demo import invented_cpf, reais
+from cluster.demo import content_of, invented_cpf, reais
 from cluster.identity import SCORE_CLIENT
 
 _WAIT_S: Final = 15.0
@@ -48,11 +48,7 @@ class TiersDemo:
         headers = {"Razao-Tax-Id": tax_id, "Razao-Purpose": purpose}
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
-        answer = client.request(method, path, headers=headers, **arguments)
-        if answer.status_code != expected:
-            raise EngineError(f"{method} {path} answered {answer.status_code}, not {expected}: {answer.text}")
-        content: dict[str, Any] = answer.json() if answer.content else {}
-        return content
+        return content_of(client.request(method, path, headers=headers, **arguments), expected)
 
     def _refused(self, what: str, expected: int, client: httpx.Client, path: str, **arguments: Any) -> None:
         answer = self._call(expected, client, arguments.pop("method", "GET"), path, **arguments)
@@ -151,10 +147,8 @@ class TiersDemo:
         """Movements and purchases for a user of the trace, by name and password."""
         self._say("door C, the trace: user and password, the fastest")
         path, owner = "/trace/v1/person", {"tax_id": self._tax_id, "name": "Elisa Prado"}
-        opened = self._bank.post("/v1/accounts", json={"owner": owner})
-        paid = self._bank.post("/v1/deposits", json={"account": opened.json()["id"], "amount": 7_700})
-        if (opened.status_code, paid.status_code) != (201, 201):
-            raise EngineError(f"the deposit was answered {paid.status_code}: {paid.text}")
+        opened = content_of(self._bank.post("/v1/accounts", json={"owner": owner}), 201)
+        content_of(self._bank.post("/v1/deposits", json={"account": opened["id"], "amount": 7_700}), 201)
         bought = {"id": f"demo-{secrets.token_hex(8)}", "tax_id": self._tax_id, "merchant": "Padaria Central",
                   "amount": 1_890, "at": "2026-05-04T12:00:00Z"}  # fmt: skip
         purchases = {"purchases": [bought]}
