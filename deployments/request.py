@@ -6,6 +6,7 @@ edge.
 
 from __future__ import annotations
 
+import hmac
 import ipaddress
 import re
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from deployments import json_body
 from deployments.auth.tokens import Identity
 from deployments.problems import FORBIDDEN, UNAUTHENTICATED, UNSUPPORTED_MEDIA_TYPE, ProblemError, malformed
 from deployments.tax_id import read_tax_id
+from storage.references import person_reference
 
 T = TypeVar("T")
 Header = tuple[bytes, bytes]
@@ -89,6 +91,17 @@ class Request:
         if given is None:
             raise malformed(TAX_ID, "The header names the person whom this is about by CPF or CNPJ")
         return read_tax_id(given.decode("latin-1"), TAX_ID, repeated=repeated)
+
+    def is_own(self, tax_id: str, scope: str, ledger_key: bytes) -> bool:
+        """Whether the person of this tax id asks themselves: by the token's claim `person`, and `scope`.
+
+        Raises:
+            ProblemError: nobody asks.
+        """
+        identity = self.identified()
+        ours, claimed = person_reference(ledger_key, tax_id).hex(), identity.claims.get("person")
+        own = isinstance(claimed, str) and hmac.compare_digest(claimed.encode(), ours.encode())
+        return own and scope in identity.scopes
 
     async def body(self, limit: int) -> bytes:
         """The whole body, not decoded."""

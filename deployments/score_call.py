@@ -5,7 +5,6 @@ Whoever holds a tax id has it for one request: what is written down has the pers
 
 from __future__ import annotations
 
-import hmac
 import re
 from collections.abc import Mapping
 from typing import Final, NamedTuple
@@ -60,11 +59,9 @@ class Call(Request):
         Raises:
             ProblemError: no token, or no tax id.
         """
-        identity = self.identified()
+        self.identified()
         tax_id = self.tax_id(repeated=self.services.repeated_tax_ids)
-        claimed = str(identity.claims.get("person", "")).encode()
-        known = person_reference(self.services.ledger_key, tax_id).hex().encode()
-        own = SELF in identity.scopes and hmac.compare_digest(claimed, known)
+        own = self.is_own(tax_id, SELF, self.services.ledger_key)
         return About(person_reference(self.services.key, tax_id), tax_id, own)
 
     async def enter(self, what: str, scope: str) -> About:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import uuid
 from collections.abc import Mapping
 from hashlib import blake2b
@@ -14,7 +13,6 @@ from deployments import vault_rules as rules
 from deployments.problems import FORBIDDEN, ProblemError, malformed
 from deployments.request import NO_STORE, PURPOSE, Answer, Request
 from deployments.vault_services import Services
-from storage.references import person_reference
 from storage.vault import Asked, Subject
 
 ANSWERED: Final = "answered"
@@ -39,12 +37,9 @@ class Call(Request):
         Raises:
             ProblemError: nobody is named, or nobody asks.
         """
-        identity = self.identified()
+        self.identified()
         tax_id = self.tax_id(repeated=self.services.repeated_tax_ids)
-        ours = person_reference(self.services.ledger_key, tax_id).hex()
-        claimed = identity.claims.get("person")
-        own = isinstance(claimed, str) and hmac.compare_digest(claimed.encode(), ours.encode())
-        return self.services.vault.subject(tax_id), own and rules.SELF in identity.scopes
+        return self.services.vault.subject(tax_id), self.is_own(tax_id, rules.SELF, self.services.ledger_key)
 
     def may(self, *scopes: str) -> bool:
         """Whether the token has one of the scopes."""
