@@ -31,6 +31,8 @@ from typing import Final
 
 import psutil
 
+from storage.private_files import sync_directory
+
 USER: Final = "razao"
 DATABASE: Final = "razao"
 
@@ -206,7 +208,7 @@ class PostgresServer:
         single = [str(binaries / "postgres"), "--single", "-D", directory, "postgres"]
         self._run_with_input(single, building, f"CREATE DATABASE {DATABASE};\n")
         building.rename(self.pgdata)
-        _fsync_directory(self.data_dir)
+        sync_directory(self.data_dir)
 
     def _write_password(self) -> None:
         descriptor = os.open(self._password_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -384,11 +386,3 @@ def _reachable_copy(package: Path) -> Path:
         # Another engine was quicker; its copy is as good.
         shutil.rmtree(building)
     return install
-
-
-def _fsync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

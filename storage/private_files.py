@@ -11,7 +11,7 @@ from pathlib import Path
 def replace(path: Path, content: bytes) -> None:
     """Write it anew, in one step."""
     _aside(path, content).replace(path)
-    _sync(path.parent)
+    sync_directory(path.parent)
 
 
 def make(path: Path, content: bytes) -> None:
@@ -20,7 +20,7 @@ def make(path: Path, content: bytes) -> None:
     with contextlib.suppress(FileExistsError):
         os.link(aside, path)
     aside.unlink()
-    _sync(path.parent)
+    sync_directory(path.parent)
 
 
 def _aside(path: Path, content: bytes) -> Path:
@@ -34,7 +34,7 @@ def _aside(path: Path, content: bytes) -> Path:
     return aside
 
 
-def _sync(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
     """A name, too, must survive the power: a key that has been used is not to be lost with it."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:

@@ -27,6 +27,7 @@ from typing import Any, Final, Protocol, cast
 import numpy as np
 from pyarrow import fs
 
+from storage.private_files import sync_directory
 from storage.record import Position
 
 _MAGIC: Final = b"RZSNAP1\n"
@@ -275,11 +276,7 @@ def _write_local(path: Path, write: Callable[[_Sink], None]) -> None:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_directory(path.parent)
 
 
 class _Whole:
