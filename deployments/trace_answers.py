@@ -20,7 +20,7 @@ import msgspec
 from deployments.payments_transfers import KIND_NAMES
 from deployments.trace_queries import LastQueries
 from deployments.trace_schema import CardPurchase, LastQuery, Movement, Person
-from storage import traces
+from storage import ids, traces
 from storage.documents import StoreAway
 from storage.events import Kind
 from storage.gathering import BATCH_MAX, Gathering
@@ -131,9 +131,8 @@ def last_query(query: traces.Query) -> LastQuery:
 
 def _movement(one: traces.Movement) -> Movement:
     kind: Any = KIND_NAMES[Kind(one.kind % LEG_ENTRY)]
-    digits = one.transfer
     return Movement(
-        transfer=f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}",
+        transfer=ids.dashed(one.transfer),
         account=str(one.account),
         kind=kind,
         side="credit" if one.amount > 0 else "debit",

@@ -67,5 +67,9 @@ def parse(text: str) -> Id:
 
 def text(id_: Id) -> str:
     """The canonical lower-case form."""
-    digits = f"{id_[0]:016x}{id_[1]:016x}"
+    return dashed(f"{id_[0]:016x}{id_[1]:016x}")
+
+
+def dashed(digits: str) -> str:
+    """The same, of 32 hexadecimal digits."""
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
