@@ -94,12 +94,6 @@ class AccessKeys(Struct):
     next_cursor: None
 
 
-class Health(Struct):
-    """Whether the application serves."""
-
-    status: str
-
-
 class Claims(Struct):
     """Of the person whom the token speaks for."""
 

@@ -48,6 +48,8 @@ class Service:
         call: Callable[[Scope, Receive, Mapping[str, str]], Request],
         check_health: Callable[[], Awaitable[None]],
         security: Security = BEARER,
+        health: str = "Whether the service can answer",
+        page: Sequence[Header] = PAGE,
     ) -> None:
         """Make it.
 
@@ -59,10 +61,13 @@ class Service:
             call: makes a request of its own out of scope, receive and the path's parameter.
             check_health: raises when the service cannot answer now.
             security: how its calls are entered.
+            health: what its health check tells.
+            page: headers of its page for people.
         """
         self._call = call
         self._check_health = check_health
-        self.operations = (*operations, *self._own_operations(prefix))
+        self._page = page
+        self.operations = (*operations, *self._own_operations(prefix, health))
         self._routes = Routes((*self.operations, *PROBLEM_PAGES))
         described = document(title, razao_version(), introduction, self.operations, security)
         self._openapi = json.dumps(described, ensure_ascii=False, indent=1).encode()
@@ -83,11 +88,11 @@ class Service:
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if head else answer.body})
 
-    def _own_operations(self, prefix: str) -> tuple[Operation, ...]:
+    def _own_operations(self, prefix: str, health: str) -> tuple[Operation, ...]:
         html = ("text/html",)
         return (
             Operation(
-                "GET", f"{prefix}/healthz", "health", "Whether the service can answer", "", self._get_health,
+                "GET", f"{prefix}/healthz", "health", health, "", self._get_health,
                 response=Health, problems=(UNAVAILABLE,),
             ),
             Operation(
@@ -106,7 +111,7 @@ class Service:
         return Answer(200, self._openapi, [JSON, PAGE[1]])
 
     async def _get_docs(self, _: Request) -> Answer:
-        return Answer(200, self._docs, list(PAGE))
+        return Answer(200, self._docs, list(self._page))
 
 
 def public_paths(prefix: str) -> Callable[[str], bool]:
