@@ -92,45 +92,42 @@ def login_rates(stack: Engine, *, rounds: int, seconds: float) -> dict[str, Any]
         time.sleep(seconds)
     statuses = [status for status, _ in alone]
     took = sorted(seconds for _, seconds in alone)
-    quiet: list[Report] = []
-    under: list[Report] = []
-    logins_beside = 0
     source = traffic.transfers(stack.host, stack.token, traffic.random_pairs(accounts, seed=1))
-    for _ in range(rounds):
-        quiet.append(_transfers(stack, source, seconds))
-        with blowing(stack, names) as beside:
-            under.append(_transfers(stack, source, seconds))
-        logins_beside += len(beside)
-        statuses += [status for status, _ in beside]
+    quiet, under, logins = _beside_a_storm(stack, source, names, rounds, seconds)
+    statuses += logins
+    at_rates = {}
+    for rate in RATES:
+        quiet_at, under_at, logins_at = _beside_a_storm(stack, source, names, rounds, seconds, rate)
+        at_rates[f"at_{rate}_a_second"] = {
+            "transfers": quiet_at,
+            "under_storm": under_at,
+            "logins_s": round(len(logins_at) / (rounds * seconds), 1),
+        }
     return {
         "logins_s": round(STORM / (sum(took) / len(took)), 1),
-        "logins_beside_transfers_s": round(logins_beside / (rounds * seconds), 1),
+        "logins_beside_transfers_s": round(len(logins) / (rounds * seconds), 1),
         "login_p50_ms": round(took[len(took) // 2] * 1000, 1),
         "login_p99_ms": round(took[int(len(took) * 0.99)] * 1000, 1),
         "login_failures": sum(status != 200 for status in statuses),
-        "transfers": _shown(merge(quiet)),
-        "transfers_under_storm": _shown(merge(under)),
-        **{f"at_{rate}_a_second": _at_rate(stack, source, names, rate, rounds, seconds) for rate in RATES},
+        "transfers": quiet,
+        "transfers_under_storm": under,
+        **at_rates,
     }
 
 
-def _at_rate(
-    stack: Engine, source: Iterator[bytes], names: list[str], rate: int, rounds: int, seconds: float
-) -> dict[str, Any]:
-    """Transfers at a rate that leaves the machine room, with and without the storm."""
+def _beside_a_storm(
+    stack: Engine, source: Iterator[bytes], names: list[str], rounds: int, seconds: float, rate: float | None = None
+) -> tuple[dict[str, Any], dict[str, Any], list[int]]:
+    """Transfers without and with the storm, in turns, and its logins' statuses. `rate`: leaves the machine room."""
     quiet: list[Report] = []
     under: list[Report] = []
-    logins = 0
+    statuses: list[int] = []
     for _ in range(rounds):
         quiet.append(_transfers(stack, source, seconds, rate))
         with blowing(stack, names) as beside:
             under.append(_transfers(stack, source, seconds, rate))
-        logins += len(beside)
-    return {
-        "transfers": _shown(merge(quiet)),
-        "under_storm": _shown(merge(under)),
-        "logins_s": round(logins / (rounds * seconds), 1),
-    }
+        statuses += [status for status, _ in beside]
+    return _shown(merge(quiet)), _shown(merge(under)), statuses
 
 
 def _transfers(stack: Engine, source: Iterator[bytes], seconds: float, rate: float | None = None) -> Report:
