@@ -16,8 +16,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -32,8 +33,12 @@ STATE_BYTES: Final = 32
 _COMPRESS_FROM_ROWS: Final = 2048
 """Measured (loadtests/bench_journal.py): from here on LZ4 costs less than PostgreSQL then saves; zstd never did."""
 
+_TEMPLATE_ROWS: Final = 256
+"""Up to here a record's fixed bytes are kept, by number of rows; beyond, Arrow's cost counts for little."""
+
 _MARK: Final = re.compile(rb"razao/([0-9]{1,9}):([0-9a-f]{64})")
 _BLANK: Final = b"0" * 64
+_UNSEALED: Final = b"razao/%d:%s" % (FORMAT, _BLANK)
 _OPEN_CHECK_DIGITS: Final = 32
 _WORD: Final = np.dtype(np.uint64)
 _HALF: Final = np.dtype(np.uint16)
@@ -41,6 +46,8 @@ _WORDS: Final = EVENT.itemsize // _WORD.itemsize
 # A row's words are its wide fields in their order, and a last one for the four narrow fields.
 _WIDE: Final = [name for name in EVENT.names or () if EVENT[name].itemsize == _WORD.itemsize]
 _NARROW: Final = [name for name in EVENT.names or () if EVENT[name].itemsize == _HALF.itemsize]
+_AT: Final = _WIDE.index("at")
+_STORED: Final = [(index, name) for index, name in enumerate(_WIDE) if name != "at"]
 
 _FIELDS: Final = {
     **{name: pa.field(name, pa.from_numpy_dtype(EVENT[name]), nullable=False) for name in (*_WIDE, *_NARROW)},
@@ -51,6 +58,7 @@ _FIELDS: Final = {
 }
 _PLAIN: Final = pa.ipc.IpcWriteOptions()
 _COMPRESSED: Final = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
+_END_OF_STREAM: Final = bytes.fromhex("ffffffff00000000")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,55 +148,132 @@ def encode(
     count = len(rows)
     if count == 0 or len(results) != count or (notes is not None and len(notes) != count):
         raise ValueError("a record needs rows, and a result (and a note, if there are any) for each")
-    columns = _columns(rows, results, notes)
-    metadata = {
-        "partition": str(partition),
-        "sequence": str(sequence),
-        "epoch": str(epoch),
-        "utc_offset_s": str(utc_offset_s),
-        "at": str(int(rows["at"][0])),
-        "chain": b"razao/%d:%s" % (FORMAT, _BLANK),
-    }
-    schema = pa.schema([_FIELDS[name] for name in columns], metadata=metadata)
-    batch = pa.RecordBatch.from_arrays([pa.array(column) for column in columns.values()], schema=schema)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, schema, options=_COMPRESSED if count >= _COMPRESS_FROM_ROWS else _PLAIN) as stream:
-        stream.write_batch(batch)
-    payload = bytearray(sink.getvalue())
+    columns = _columns(rows, results)
+    head = _Head(partition, sequence, epoch, utc_offset_s, int(rows["at"][0]))
+    if notes is not None and any(note is not None for note in notes):
+        payload = _stream(head, count, columns, pa.array(notes, pa.binary()))
+    elif count > _TEMPLATE_ROWS:
+        payload = _stream(head, count, columns, None)
+    else:
+        payload = _from_template(head, count, columns)
     return _sealed(payload, chain)
 
 
+class _Head(NamedTuple):
+    """A record's metadata but for the chain."""
+
+    partition: int
+    sequence: int
+    epoch: int
+    utc_offset_s: int
+    at: int
+
+
+def _stream(head: _Head, count: int, columns: Mapping[str, bytes], notes: pa.Array | None) -> bytearray:
+    """The record without its chain value, by Arrow."""
+    arrays = _arrays(columns, count)
+    if notes is not None:
+        arrays["note"] = notes
+    schema = _schema(arrays, head)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema, options=_COMPRESSED if count >= _COMPRESS_FROM_ROWS else _PLAIN) as stream:
+        stream.write_batch(pa.RecordBatch.from_arrays(list(arrays.values()), schema=schema))
+    return bytearray(sink.getvalue())
+
+
+def _arrays(columns: Mapping[str, bytes], count: int) -> dict[str, pa.Array]:
+    return {
+        name: pa.Array.from_buffers(_FIELDS[name].type, count, [None, pa.py_buffer(column)])
+        for name, column in columns.items()
+    }
+
+
+def _schema(names: Iterable[str], head: _Head) -> pa.Schema:
+    metadata = {name: str(value) for name, value in head._asdict().items()}
+    return pa.schema([_FIELDS[name] for name in names], metadata={**metadata, "chain": _UNSEALED})
+
+
+# Asking Arrow for a record of twenty rows costs many times what copying its bytes does, and those are known: the schema
+# message is the same for the same columns but for the digits of two numbers, the head of the batch message is the same
+# for the same columns and length, and the body is the columns themselves, each padded to eight bytes.
+
+
+def _from_template(head: _Head, count: int, columns: Mapping[str, bytes]) -> bytearray:
+    """The same bytes as `_stream`'s, for a few rows without notes."""
+    names = tuple(columns)
+    sequence, at = b"%d" % head.sequence, b"%d" % head.at
+    schema = _schema_template(names, head.partition, head.epoch, head.utc_offset_s, len(sequence), len(at))
+    parts = [schema.message, _batch_head(names, count)]
+    for column in columns.values():
+        parts.append(column)
+        if len(column) % 8:
+            parts.append(bytes(-len(column) % 8))
+    parts.append(_END_OF_STREAM)
+    payload = bytearray().join(parts)
+    payload[schema.sequence : schema.sequence + len(sequence)] = sequence
+    payload[schema.at : schema.at + len(at)] = at
+    return payload
+
+
+class _SchemaTemplate(NamedTuple):
+    """A schema message, and where in it two numbers begin."""
+
+    message: bytes
+    sequence: int
+    at: int
+
+
+@lru_cache(maxsize=256)
+def _schema_template(
+    names: tuple[str, ...], partition: int, epoch: int, utc_offset_s: int, sequence_digits: int, at_digits: int
+) -> _SchemaTemplate:
+    low = _Head(partition, 10 ** (sequence_digits - 1), epoch, utc_offset_s, 10 ** (at_digits - 1))
+    message, sequence, at = (
+        bytes(_schema(names, head).serialize())
+        for head in (low, low._replace(sequence=2 * low.sequence), low._replace(at=2 * low.at))
+    )
+    return _SchemaTemplate(message, _first_difference(message, sequence), _first_difference(message, at))
+
+
+@lru_cache(maxsize=1024)
+def _batch_head(names: tuple[str, ...], count: int) -> bytes:
+    columns = {name: bytes(count * _FIELDS[name].type.byte_width) for name in names}
+    batch = pa.RecordBatch.from_arrays(
+        list(_arrays(columns, count).values()), schema=pa.schema([_FIELDS[name] for name in names])
+    )
+    body = sum(len(column) + -len(column) % 8 for column in columns.values())
+    return bytes(batch.serialize()[:-body])
+
+
+def _first_difference(one: bytes, other: bytes) -> int:
+    return next(place for place, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
+
+
 def _sealed(payload: bytearray, chain: Chain) -> bytes:
-    mark = _MARK.search(payload)
-    if mark is None or mark[2] != _BLANK:
-        raise ValueError("no place for the chain's value")
+    start = payload.index(_UNSEALED) + len(_UNSEALED) - len(_BLANK)
     chain.state = chain.digest(payload)
-    start, end = mark.span(2)
-    payload[start:end] = chain.state.hex().encode()
+    payload[start : start + len(_BLANK)] = chain.state.hex().encode()
     return bytes(payload)
 
 
-def _columns(rows: np.ndarray, results: np.ndarray, notes: Sequence[bytes | None] | None) -> dict[str, Any]:
-    """The columns that are not all zero, contiguous. `kind` always stays, as a batch needs one to have a length."""
-    words = np.ascontiguousarray(rows).view(_WORD).reshape(len(rows), _WORDS)
+def _columns(rows: np.ndarray, results: np.ndarray) -> dict[str, bytes]:
+    """The columns that are not all zero. `kind` always stays, as a batch needs one to have a length."""
+    count = len(rows)
+    words = np.ascontiguousarray(rows).view(_WORD).reshape(count, _WORDS)
     used = np.bitwise_or.reduce(words, axis=0).tolist()
-    columns: dict[str, Any] = {}
-    for index, name in enumerate(_WIDE):
-        if used[index] and name != "at":
-            columns[name] = np.ascontiguousarray(words[:, index]).view(EVENT[name])
-    at = rows["at"]
-    if len(at) > 1 and not (np.diff(at) == 1).all():
-        columns["at_gap"] = at - at[0] - np.arange(len(at))
+    columns = {name: words[:, index].tobytes() for index, name in _STORED if used[index]}
+    at = words[:, _AT]
+    gapless = np.arange(count, dtype=_WORD) + at[0]
+    if at.tobytes() != gapless.tobytes():
+        columns["at_gap"] = (at - gapless).tobytes()
     # Little-endian: the first narrow field is the word's low half-word.
     for index, name in enumerate(_NARROW):
         if used[-1] >> (16 * index) & 0xFFFF or name == "kind":
-            columns[name] = np.ascontiguousarray(rows[name])
+            columns[name] = rows[name].tobytes()
     for name in ("code", "detail"):
-        column = np.ascontiguousarray(results[name])
-        if column.any():
+        column = results[name].tobytes()
+        if column != bytes(len(column)):
             columns[name] = column
-    if notes is not None and any(note is not None for note in notes):
-        columns["note"] = pa.array(notes, pa.binary())
     return columns
 
 

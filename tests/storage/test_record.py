@@ -129,6 +129,23 @@ def test_a_stock_arrow_reader_reads_it_and_columns_of_zeros_are_left_out() -> No
     assert metadata[b"chain"].startswith(b"razao/1:")
 
 
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(groups(), st.integers(0, 10**18), st.integers(0, 10**18))
+def test_a_record_made_from_a_template_is_what_arrow_writes(
+    content: tuple[np.ndarray, np.ndarray, list[bytes | None] | None], sequence: int, epoch: int
+) -> None:
+    rows, results, _ = content
+    payload = sealed(rows, results, sequence=sequence, epoch=epoch)
+    with pa.ipc.open_stream(payload) as stream:
+        schema, batch = stream.schema, stream.read_next_batch()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as stream:
+        stream.write_batch(batch)
+    assert sink.getvalue().to_pybytes() == payload
+    assert schema.metadata[b"sequence"] == str(sequence).encode()
+    assert schema.metadata[b"at"] == str(rows["at"][0]).encode()
+
+
 def test_times_with_holes_are_kept_as_gaps() -> None:
     rows = group(10)
     rows["at"][5:] += 3
