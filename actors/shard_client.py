@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
 import struct
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 
@@ -23,6 +24,8 @@ from actors import frames
 from actors.frames import Array, FrameType, Malformed, Notes
 from actors.transport import Link, Transport, Unreachable
 from storage.events import ACCOUNT, RESULT, SLOTS, Code, Flag, Kind
+
+_LOG: Final = logging.getLogger(__name__)
 
 NEVER: Final = float("inf")
 """A deadline that does not come."""
@@ -83,6 +86,30 @@ class ShardStats:
     rows: int
     last_append_ms: float
     lease_ms: float  # what is left of it
+
+
+Tell = Callable[[Array, dict[int, int]], None]
+"""What `ShardClient.submit` calls with the results, (n,) RESULT, and the positions."""
+
+
+class _Told:
+    """Has what a `_Call` needs of a future, and calls instead of waking a task."""
+
+    __slots__ = ("_ended", "_tell")
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+        self._ended = False
+
+    def done(self) -> bool:
+        return self._ended
+
+    def set_result(self, outcome: tuple[Array, dict[int, int]]) -> None:
+        self._ended = True
+        try:
+            self._tell(*outcome)
+        except Exception:  # noqa: BLE001 - the others of the batch must be told all the same
+            _LOG.exception("whoever was told an outcome failed")
 
 
 class _Call:
@@ -458,8 +485,23 @@ class ShardClient:
         """
         if notes is not None and len(notes) != len(rows):
             raise ValueError("one note a row")
-        call = (self._apply_one if len(rows) == 1 else self._apply_many)(rows, notes, deadline)
+        if len(rows) == 1:
+            call = self._call(deadline, 1, RESULT)
+            self._apply_one(call, rows.tobytes(), notes)
+        else:
+            call = self._apply_many(rows, notes, deadline)
         return Outcome(*await call.future)
+
+    def submit(self, row: bytes, note: bytes | None, deadline: float, tell: Tell) -> None:
+        """`apply` for one event, the bytes of an EVENT, without a task that waits for it.
+
+        `tell` is called once, on this loop, at the deadline at the latest, perhaps before this returns.
+
+        Raises:
+            ValueError: an internal kind of event; `tell` is not called.
+        """
+        told = cast("asyncio.Future[Any]", _Told(tell))
+        self._apply_one(self._call(deadline, 1, RESULT, told), row, None if note is None else [note])
 
     async def read(self, ids: Array, actors: Array, deadline: float) -> States:
         """The accounts `ids`: (n,) u64, read on behalf of `actors`: (n,) u64 (0 = may read all).
@@ -534,12 +576,10 @@ class ShardClient:
         for lane in self._lanes:
             await lane.close()
 
-    def _apply_one(self, rows: Array, notes: Notes | None, deadline: float) -> _Call:
-        data = rows.tobytes()
-        debit, credit, kind, flags = _ROUTE.unpack(data)
+    def _apply_one(self, call: _Call, row: bytes, notes: Notes | None) -> None:
+        debit, credit, kind, flags = _ROUTE.unpack(row)
         if kind in _INTERNAL:
             raise ValueError("an internal kind of event")
-        call = self._call(deadline, 1, RESULT)
         account = credit if kind == _DEPOSIT else debit
         lane = self._lanes[(account % SLOTS) % self.partitions]
         if flags & _LINKED:
@@ -547,8 +587,7 @@ class ShardClient:
         elif lane.events.rows >= self._queue_rows_max:
             _refuse(call, Code.OVERLOADED)
         else:
-            lane.put(lane.events, _Part(call, data, 1, notes, None))
-        return call
+            lane.put(lane.events, _Part(call, row, 1, notes, None))
 
     def _apply_many(self, rows: Array, notes: Notes | None, deadline: float) -> _Call:
         if bool(np.isin(rows["kind"], _INTERNAL).any()):
@@ -571,10 +610,12 @@ class ShardClient:
         self._put(call, parts, "events")
         return call
 
-    def _call(self, deadline: float, size: int, dtype: np.dtype[Any] | None) -> _Call:
+    def _call(
+        self, deadline: float, size: int, dtype: np.dtype[Any] | None, future: asyncio.Future[Any] | None = None
+    ) -> _Call:
         if self._ticking is None and not self.closed:
             self._ticking = self.loop.call_later(_TICK_S, self._tick)
-        call = _Call(self.loop.create_future(), deadline, size, dtype)
+        call = _Call(future or self.loop.create_future(), deadline, size, dtype)
         if self.closed:
             call.expire()
         return call

@@ -23,7 +23,7 @@ from cluster.journals import kafka_address, open_journal
 from cluster.plan import Plan
 from cluster.settings import Ingress, TransportKind
 from cluster.trace_wiring import trace_movements
-from deployments.payments import Services, create_app
+from deployments.payments import Services, create
 from deployments.serving import Application, Spec
 from storage.feed import Feed
 from storage.query_store import QueryStore
@@ -96,7 +96,8 @@ async def payments_application(config: dict[str, Any]) -> Application:
         await store.close()
         await pool.close()
 
-    return Application(create_app(services), close=close)
+    app, routes = create(services)
+    return Application(app, close=close, routes=routes)
 
 
 def payments_spec(plan: Plan) -> Spec:

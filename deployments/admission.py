@@ -18,6 +18,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments.express import Exchange, Route
 from deployments.problems import MEDIA_TYPE, OVERLOADED, ProblemError
 
 LATENCY_BUCKETS_S: Final = (
@@ -108,9 +109,7 @@ class Admission:
         if scope["type"] != "http" or scope["path"] in self._exempt:
             await self._app(scope, receive, send)
             return
-        began = time.perf_counter()
-        self._here += 1
-        self._began_sum += began
+        began = self._arrived()
 
         def counted(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
@@ -128,11 +127,44 @@ class Admission:
             finally:
                 self._release()
         finally:
-            took = time.perf_counter() - began
+            self._left(began)
+
+    def express(self, route: Route) -> Route:
+        """`route` within the same limits. What would have to wait for a slot goes the ordinary way."""
+
+        def admitted(exchange: Exchange) -> bool:
+            if self._waiting or self.in_progress >= self.max_in_progress:
+                return False
+            began = self._arrived()
+            self.in_progress += 1
+
+            def answered(status: int) -> None:
+                self.statuses[status] += 1
+                self._release()
+                self._left(began)
+
+            exchange.on_answer = answered
+            if route(exchange):
+                return True
+            self._release()
             self._here -= 1
             self._began_sum -= began
-            self.latency_sum_s += took
-            self.latencies[bisect_left(LATENCY_BUCKETS_S, took)] += 1
+            return False
+
+        return admitted
+
+    def _arrived(self) -> float:
+        began = time.perf_counter()
+        self._here += 1
+        self._began_sum += began
+        return began
+
+    def _left(self, began: float) -> None:
+        took = time.perf_counter() - began
+        self._here -= 1
+        self._began_sum -= began
+        self.latency_sum_s += took
+        self.latencies[bisect_left(LATENCY_BUCKETS_S, took)] += 1
 
     async def _turn(self, now: float) -> bool:
         """Wait for a slot. False: there is no place to wait, or it took too long."""

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -92,19 +92,34 @@ class Edge:
             return
         pairs = scope["headers"]
         headers: dict[bytes, bytes] = dict(pairs)
-        request_id = headers.get(b"x-request-id", b"")
-        if not REQUEST_ID.fullmatch(request_id):
-            headers.pop(b"x-request-id", None)
-            request_id = os.urandom(16).hex().encode()
+        request_id = number(headers)
         reply = _Reply(send, request_id)
         CURRENT.set(scope)
         scope["razao.headers"] = headers
         scope["razao.request_id"] = request_id.decode()
         scope["razao.deadline"] = deadline = time.monotonic() + self._deadline_s
+        await self._watched(scope, reply, self._bounded(scope, receive, reply, deadline))
+
+    async def refuse(self, scope: Scope, send: Send, why: Awaitable[ProblemError]) -> None:
+        """Answer a request that an express route has taken with the problem that it is.
+
+        `scope` has what `__call__` puts there, and the request's method and path.
+        """
+        CURRENT.set(scope)
+        reply = _Reply(send, scope["razao.request_id"].encode())
+
+        async def refused() -> None:
+            try:
+                async with asyncio.timeout(scope["razao.deadline"] + GRACE_S - time.monotonic()):
+                    raise await why
+            except TimeoutError:
+                raise _late(scope, at_body=False) from None
+
+        await self._watched(scope, reply, refused())
+
+    async def _watched(self, scope: Scope, reply: _Reply, work: Awaitable[None]) -> None:
         try:
-            if len(headers) != len(pairs):
-                _refuse_repeated_headers(pairs)
-            await self._bounded(scope, receive, reply, deadline)
+            await work
         except ProblemError as error:
             await reply.problem(error)
         except ClientGone:
@@ -112,19 +127,18 @@ class Edge:
         except Exception as error:  # noqa: BLE001 - the last place where one can be answered
             await self._failed(scope, reply, error)
         if self._access.wants(reply.status):
-            self._access.write(scope, reply.status, time.monotonic() - deadline + self._deadline_s, reply.refusal)
+            seconds = time.monotonic() - scope["razao.deadline"] + self._deadline_s
+            self._access.write(scope, reply.status, seconds, reply.refusal)
 
     async def _bounded(self, scope: Scope, receive: Receive, reply: _Reply, deadline: float) -> None:
+        if len(scope["razao.headers"]) != len(scope["headers"]):
+            _refuse_repeated_headers(scope["headers"])
         body = _Body(receive)
         try:
             with self._watch.until(deadline + GRACE_S):
                 await self._app(scope, body, reply)
         except TimeoutError:
-            if (event := scope.get("razao.event")) is not None:
-                raise ProblemError(UNSURE, "The outcome was not learnt in time", id=event) from None
-            if body.awaited:
-                raise ProblemError(TIMEOUT, "The body did not arrive in time") from None
-            raise ProblemError(UNAVAILABLE, "The request took too long") from None
+            raise _late(scope, at_body=body.awaited) from None
 
     async def _failed(self, scope: Scope, reply: _Reply, error: Exception) -> None:
         known = self._translate(error)
@@ -139,6 +153,15 @@ class Edge:
             if (event := scope.get("razao.event")) is not None:
                 known.members["id"] = event
         await reply.problem(known)
+
+
+def number(headers: dict[bytes, bytes]) -> bytes:
+    """The request's number: the gateway's, else a fresh one. A header out of form is taken out."""
+    given = headers.get(b"x-request-id", b"")
+    if REQUEST_ID.fullmatch(given):
+        return given
+    headers.pop(b"x-request-id", None)
+    return os.urandom(16).hex().encode()
 
 
 class _Watch:
@@ -243,6 +266,14 @@ class _Reply:
         headers += [_PROBLEM_TYPE, (b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store")]
         await self({"type": "http.response.start", "status": error.status, "headers": headers})
         await self({"type": "http.response.body", "body": body})
+
+
+def _late(scope: Scope, *, at_body: bool) -> ProblemError:
+    if (event := scope.get("razao.event")) is not None:
+        return ProblemError(UNSURE, "The outcome was not learnt in time", id=event)
+    if at_body:
+        return ProblemError(TIMEOUT, "The body did not arrive in time")
+    return ProblemError(UNAVAILABLE, "The request took too long")
 
 
 def _place(scope: Scope) -> str:

@@ -20,21 +20,25 @@ import struct
 import time
 from collections.abc import Awaitable
 from contextlib import nullcontext, suppress
-from typing import Any, Final
+from functools import partial
+from types import MappingProxyType
+from typing import Final
 
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from deployments.problems import MALFORMED, MEDIA_TYPE, ProblemError
+from deployments.express import Routes
+from deployments.http_protocol import HttpProtocol, Shared
 
 _log = logging.getLogger(__name__)
 
 BACKLOG: Final = 4096
-HEAD_BYTES_MAX: Final = 64 * 1024
 _ACCEPTING_S: Final = 0.1
 _SO_ATTACH_FILTER: Final = 26  # <asm-generic/socket.h>
 _BPF_RET_K: Final = 0x06  # <linux/bpf_common.h>: return a constant, here 0: keep nothing of the packet
+
+
+_NO_ROUTES: Final[Routes] = MappingProxyType({})
 
 
 class PortTaken(OSError):  # noqa: N818 - says what happened
@@ -68,24 +72,33 @@ def shared_socket(host: str, port: int) -> socket.socket:
 class Listener:
     """Serves `app` on `host:port` from the running loop; `port` 0 takes a free one, then found in `port`.
 
+    `routes`: what need not go through `app`, see `deployments/express.py`.
     An answer that goes on (events) must end when `scope["razao.draining"]`, an asyncio.Event, is set.
     `root_path`: the prefix below which the application is mounted, as Serve's proxy would set it. `keep_alive_s` is
     longer than any gateway keeps an idle connection, so that it is never we who close one that it is about to use.
     """
 
     def __init__(
-        self, app: ASGIApp, host: str, port: int, *, root_path: str = "", keep_alive_s: int = 75, backlog: int = BACKLOG
+        self,
+        app: ASGIApp,
+        host: str,
+        port: int,
+        *,
+        routes: Routes = _NO_ROUTES,
+        root_path: str = "",
+        keep_alive_s: int = 75,
+        backlog: int = BACKLOG,
     ) -> None:
         self.host = host
         self.port = port
         self._app = app
         self._root_path = root_path
-        self._draining = asyncio.Event()
+        self._shared = Shared(routes)
         self._socket: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
         config = uvicorn.Config(
             self._serve,
-            http=_Protocol,
+            http=partial(HttpProtocol, shared=self._shared),  # type: ignore[arg-type] # called, no more
             ws="none",
             lifespan="off",  # whoever made the application starts and ends it
             interface="asgi3",
@@ -109,7 +122,7 @@ class Listener:
     @property
     def in_progress(self) -> int:
         """Requests whose answer is not finished."""
-        return len(self._server.server_state.tasks)
+        return len(self._server.server_state.tasks) + self._shared.in_progress
 
     @property
     def total(self) -> int:
@@ -119,7 +132,7 @@ class Listener:
     @property
     def alive(self) -> bool:
         """Whether it accepts connections."""
-        return self._task is not None and not self._task.done() and not self._draining.is_set()
+        return self._task is not None and not self._task.done() and not self._shared.draining.is_set()
 
     async def start(self) -> None:
         """Bind and accept. Raises PortTaken, see `shared_socket`."""
@@ -142,7 +155,7 @@ class Listener:
         if self._task is None or self._socket is None:
             return 0
         deadline = time.monotonic() + timeout_s
-        self._draining.set()
+        self._shared.draining.set()
         await self._leave_the_port(self._socket)
         for connection in list(self._server.server_state.connections):
             cycle = getattr(connection, "cycle", None)
@@ -192,8 +205,8 @@ class Listener:
         # Not a coroutine function: one frame less per request.
         if self._root_path:
             scope["root_path"] = self._root_path
-        scope["razao.draining"] = self._draining
-        return self._app(scope, receive, _closing(send) if self._draining.is_set() else send)
+        scope["razao.draining"] = self._shared.draining
+        return self._app(scope, receive, _closing(send) if self._shared.draining.is_set() else send)
 
 
 def _closing(send: Send) -> Send:
@@ -215,62 +228,3 @@ def _drop_new_connections(listening: socket.socket) -> None:
     program = ctypes.create_string_buffer(struct.pack("HBBI", _BPF_RET_K, 0, 0, 0))
     with suppress(OSError):
         listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program)))
-
-
-class _OneWrite:
-    """A transport that sends an answer's head together with its body.
-
-    uvicorn writes them one after the other: two system calls here, and two packets for whoever reads. A head without a
-    body to follow in the same turn of the loop leaves by itself at its end.
-    """
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._head = b""
-
-    def write(self, data: bytes) -> None:
-        if self._head:
-            data, self._head = self._head + data, b""
-        elif data.startswith(b"HTTP/"):
-            self._head = data
-            self._loop.call_soon(self._flush)
-            return
-        self._transport.write(data)
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-    def _flush(self) -> None:
-        if self._head:
-            head, self._head = self._head, b""
-            self._transport.write(head)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's protocol, which bounds no request head, and answers nonsense in plain text."""
-
-    _head_bytes = 0
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(_OneWrite(transport, self.loop))  # type: ignore[arg-type]
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        in_head = self.scope is not None and (self.cycle is None or self.cycle.scope is not self.scope)
-        self._head_bytes = self._head_bytes + len(data) if in_head else 0
-        if self._head_bytes > HEAD_BYTES_MAX and not self.transport.is_closing():
-            self.send_400_response(f"The request's head has more than {HEAD_BYTES_MAX} bytes.")
-
-    def send_400_response(self, msg: str) -> None:
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.transport.close()  # an answer here would be taken for the one in progress
-            return
-        body = ProblemError(MALFORMED, msg).body("")
-        head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n"
-        self.transport.write(f"{head}connection: close\r\n\r\n".encode() + body)
-        self.transport.close()

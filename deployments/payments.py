@@ -18,12 +18,14 @@ from actors.shard_client import ShardStats, ShardUnavailable
 from deployments import asyncapi
 from deployments.auth.middleware import AuthenticationMiddleware, BearerBackend, GatewayMiddleware
 from deployments.edge import Edge
+from deployments.express import Routes
 from deployments.openapi import Operation, docs_page, document, razao_version
 from deployments.payments_call import (
     Call,
 )
 from deployments.payments_events import PATH as EVENTS
 from deployments.payments_events import EventStream
+from deployments.payments_express import express_routes
 from deployments.payments_routes import INTRODUCTION, api_operations
 from deployments.payments_schema import Health, ShardHealth
 from deployments.payments_services import Services
@@ -35,7 +37,7 @@ from deployments.problems import (
     paragraphs,
 )
 from deployments.request import Answer, json_answer
-from deployments.routes import Routes
+from deployments.routes import Routes as Calls
 from storage.listening import DATABASE_AWAY
 
 __all__ = ["Services", "create_app"]
@@ -49,9 +51,14 @@ _HEALTH_TIMEOUT_S: Final = 1.0
 
 def create_app(services: Services) -> ASGIApp:
     """The ASGI application. How many requests may be at work is decided around it (`deployments/admission.py`)."""
+    return create(services)[0]
+
+
+def create(services: Services) -> tuple[ASGIApp, Routes]:
+    """The ASGI application, and what may go past it."""
     backend = BearerBackend(services.verifier, "payments")
-    secured = AuthenticationMiddleware(Payments(services), backend, is_public)
-    guarded = GatewayMiddleware(secured, services.gateway_secret)
+    payments = Payments(services)
+    guarded = GatewayMiddleware(AuthenticationMiddleware(payments, backend, is_public), services.gateway_secret)
     calls = Edge(guarded, deadline_s=services.deadline_s, translate=translate)
     lifetime_s = services.event_limits.lifetime_s + services.event_limits.send_s
     streams = Edge(guarded, deadline_s=services.deadline_s + lifetime_s, translate=translate)
@@ -59,7 +66,7 @@ def create_app(services: Services) -> ASGIApp:
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         await (streams if scope.get("path") == EVENTS else calls)(scope, receive, send)
 
-    return application
+    return application, express_routes(services, guarded, backend, calls)
 
 
 def is_public(path: str) -> bool:
@@ -82,7 +89,7 @@ class Payments:
         self._health: tuple[float, Health | ProblemError] | None = None
         self._asking: asyncio.Task[Health | ProblemError] | None = None
         self.operations = (*api_operations(), *self._own_operations())
-        self._routes = Routes(self.operations)
+        self._routes = Calls(self.operations)
         self._openapi = json.dumps(
             document(TITLE, razao_version(), INTRODUCTION, self.operations), ensure_ascii=False, indent=1
         ).encode()
@@ -94,6 +101,7 @@ class Payments:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         operation, path = self._routes.find(scope["method"], scope["path"])
+        scope["razao.operation"] = operation
         answer: Answer | EventStream = await operation.handler(Call(self._services, scope, receive, path))
         if isinstance(answer, EventStream):
             await answer.answer(receive, send, head=scope["method"] == "HEAD")

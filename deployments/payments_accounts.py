@@ -54,6 +54,7 @@ from deployments.request import JSON, Answer, Header, json_answer
 from deployments.tax_id import read_tax_id
 from storage import ids
 from storage.events import NO_LIMIT, AccountStatus, Code, Kind
+from storage.ids import Id
 from storage.notation import CURRENCY, rfc3339
 from storage.query_store import NotYetProjected
 from storage.registry import Owner, RegistrationConflict, account_id, slot
@@ -112,10 +113,9 @@ async def change_account(call: Call) -> Answer:
     if (request.status is UNSET) == (request.limits is UNSET):
         raise malformed("status", "Change either `status` or `limits`")
     if request.status is not UNSET:
-        row = await _status_row(call, account, request.status)
+        event, row = await _status_row(call, account, request.status)
     else:
-        row = _limits_row(call, account, request.limits)
-    event = (int(row["id_hi"][0]), int(row["id_lo"][0]))
+        event, row = _limits_row(call, account, request.limits)
     try:
         done = await send(call, row, None, event, "account", "account")
     except ProblemError as error:
@@ -126,22 +126,25 @@ async def change_account(call: Call) -> Answer:
     return answer._replace(headers=write_headers(done.positions, replayed=done.replayed))
 
 
-async def _status_row(call: Call, account: int, status: str) -> Any:
+async def _status_row(call: Call, account: int, status: str) -> tuple[Id, bytes]:
     if status != "closed" and call.actor != OPERATOR:
         await read_account_state(call, account)  # an account that there is not is told as such
         raise ProblemError(FORBIDDEN, "Only an operator may freeze an account or open it again", scope=OPERATE)
     kind = {"closed": Kind.CLOSE, "frozen": Kind.FREEZE, "open": Kind.UNFREEZE}[status]
-    return event_row(kind, call.event_id(f"{status}:{account}", UNSET), call.actor, debit=account)
+    event = call.event_id(f"{status}:{account}", UNSET)
+    return event, event_row(kind, event, call.actor, debit=account)
 
 
-def _limits_row(call: Call, account: int, limits: LimitsRequest | UnsetType) -> Any:
+def _limits_row(call: Call, account: int, limits: LimitsRequest | UnsetType) -> tuple[Id, bytes]:
     per_transfer, daily, night, window = _limit_columns(limits, absent=_UNCHANGED, no_window=_UNCHANGED)
     if (per_transfer, daily, night, window) == (_UNCHANGED,) * 4:
         raise malformed("limits", "Name at least one limit")
-    return event_row(
-        Kind.SET_LIMITS, call.event_id(f"limits:{account}", UNSET), call.actor, debit=account, amount=per_transfer,
+    event = call.event_id(f"limits:{account}", UNSET)
+    row = event_row(
+        Kind.SET_LIMITS, event, call.actor, debit=account, amount=per_transfer,
         ref=(daily, night), total=window, span=call.services.limit_raise_delay_s * _NS, check=(window + 1) << 1,
     )  # fmt: skip
+    return event, row
 
 
 def _limit_columns(limits: LimitsRequest | UnsetType, *, absent: int, no_window: int) -> tuple[int, int, int, int]:

@@ -62,6 +62,9 @@ _NS: Final = 1_000_000_000
 _EVENT: Final = struct.Struct("<6Q4q2Q4H")
 _MASK64: Final = 2**64 - 1
 _REPLAYED: Final = int(ResultFlag.REPLAYED)
+_OK: Final = int(Code.OK)
+PARTIES: Final = ("debit_account", "credit_account")
+"""The fields that name them."""
 
 _TRANSFER: Final = msgspec.json.Decoder(TransferRequest)
 _DEPOSIT: Final = msgspec.json.Decoder(DepositRequest)
@@ -83,13 +86,12 @@ def event_row(
     span: int = 0,
     total: int = 0,
     check: int = 0,
-) -> Rows:
-    """(1,) EVENT. Unsigned columns take negative values as two's complement."""
-    packed = _EVENT.pack(
+) -> bytes:
+    """The bytes of an EVENT. Unsigned columns take negative values as two's complement."""
+    return _EVENT.pack(
         id_[0], id_[1], ref[0] & _MASK64, ref[1] & _MASK64, debit, credit, amount, 0, span, total, actor, check,
         kind, 0, 0, 0,
     )  # fmt: skip
-    return np.frombuffer(packed, EVENT)
 
 
 class Done(NamedTuple):
@@ -101,20 +103,28 @@ class Done(NamedTuple):
     replayed: bool
 
 
-async def send(call: Call, row: Rows, note: bytes | None, id_: Id, debit_field: str, credit_field: str) -> Done:
+async def send(call: Call, row: bytes, note: bytes | None, id_: Id, debit_field: str, credit_field: str) -> Done:
     """Send one event to its shard and wait for its outcome.
 
     Raises:
         ProblemError: refused, overloaded or unsure; its members tell the event's `id`.
     """
-    id_text = ids.text(id_)
-    call.scope["razao.event"] = id_text  # from here on the edge's own time-out must answer `unsure`
-    outcome: Outcome = await call.services.client.apply(row, None if note is None else [note], call.deadline)
-    at, detail, code, flags, _ = outcome.results[0].item()
+    call.scope["razao.event"] = ids.text(id_)  # from here on the edge's own time-out must answer `unsure`
+    rows = np.frombuffer(row, EVENT)
+    outcome: Outcome = await call.services.client.apply(rows, None if note is None else [note], call.deadline)
+    at, detail, code, flags, _ = outcome.results.item(0)
+    if code == _OK:
+        return Done(at, detail, outcome.positions, bool(flags & _REPLAYED))
+    raise await problem_of(call, row, id_, outcome, debit_field, credit_field)
+
+
+async def problem_of(
+    call: Call, row: bytes, id_: Id, outcome: Outcome, debit_field: str, credit_field: str
+) -> ProblemError:
+    """What the outcome of an event that was not carried out is to a client."""
+    at, detail, code, flags, _ = outcome.results.item(0)
     replayed = bool(flags & _REPLAYED)
-    if code == Code.OK:
-        return Done(at, detail, outcome.positions, replayed)
-    members: dict[str, Any] = {"id": id_text}
+    members: dict[str, Any] = {"id": ids.text(id_)}
     if code < FIRST_STATELESS and at:
         members["created_at"] = rfc3339(at)
     if replayed and code in LEFT_CODES:
@@ -122,12 +132,13 @@ async def send(call: Call, row: Rows, note: bytes | None, id_: Id, debit_field: 
     error = refusal(Code(code), detail, debit_field, credit_field, **members)
     for name, value in write_headers(outcome.positions, replayed=replayed)[1:]:
         error.headers[name.decode()] = value.decode()
-    raise error
+    return error
 
 
-async def _first_detail(call: Call, id_: Id, row: Rows) -> int:
+async def _first_detail(call: Call, id_: Id, row: bytes) -> int:
     """What the first refusal said was left: the shard remembers the code alone."""
-    kind, debit = row["kind"][0], row["debit"][0]
+    event = np.frombuffer(row, EVENT)
+    kind, debit = event["kind"][0], event["debit"][0]
     for known in await look_up(call, id_):
         if known.kind == kind and known.debit == debit:
             return known.detail
@@ -137,11 +148,34 @@ async def _first_detail(call: Call, id_: Id, row: Rows) -> int:
 # -- new money moves --------------------------------------------------------------------------------------------------
 
 
+class Wanted(NamedTuple):
+    """A transfer, or a hold, as it was asked for."""
+
+    id: Id
+    row: bytes
+    note: bytes | None
+    debit: int
+    credit: int
+    amount: int  # centavos
+    life_ns: int  # of a hold; 0 of a transfer
+
+
 async def create_transfer(call: Call) -> Answer:
     """POST /v1/transfers."""
     call.authorize("ledger:write")
     call.expect_json()
-    request = decode(await call.body(SINGLE_BYTES_MAX), _TRANSFER)
+    wanted = read_transfer(call, await call.body(SINGLE_BYTES_MAX))
+    done = await send(call, wanted.row, wanted.note, wanted.id, *PARTIES)
+    return transfer_answer(wanted, done.at, done.positions, replayed=done.replayed)
+
+
+def read_transfer(call: Call, body: bytes) -> Wanted:
+    """What a body asks for.
+
+    Raises:
+        ProblemError: it is malformed, or cannot be carried out whatever the accounts hold.
+    """
+    request = decode(body, _TRANSFER)
     amount = check_amount(request.amount)
     debit = read_account(request.debit_account, "debit_account")
     credit = read_account(request.credit_account, "credit_account")
@@ -156,14 +190,20 @@ async def create_transfer(call: Call) -> Answer:
     check = content_check(note, given) if given or note is not None else 0
     span = expires_in * _NS
     row = event_row(kind, id_, call.actor, debit=debit, credit=credit, amount=amount, span=span, check=check)
-    done = await send(call, row, note, id_, "debit_account", "credit_account")
-    end = "}" if note is None else f",{note[1:].decode()}"
-    state = f'"kind":"hold","status":"held","expires_at":"{rfc3339(done.at + span)}"' if hold else _SETTLED
+    return Wanted(id_, row, note, debit, credit, amount, span)
+
+
+def transfer_answer(wanted: Wanted, at: int, positions: dict[int, int], *, replayed: bool) -> Answer:
+    """What is said of one that was carried out `at` (ns since 1970)."""
+    end = "}" if wanted.note is None else f",{wanted.note[1:].decode()}"
+    state = _SETTLED
+    if wanted.life_ns:
+        state = f'"kind":"hold","status":"held","expires_at":"{rfc3339(at + wanted.life_ns)}"'
     body = (
-        f'{{"id":"{ids.text(id_)}",{state},"amount":{amount},"currency":"BRL","debit_account":"{debit}",'
-        f'"credit_account":"{credit}","created_at":"{rfc3339(done.at)}"{end}'
+        f'{{"id":"{ids.text(wanted.id)}",{state},"amount":{wanted.amount},"currency":"BRL",'
+        f'"debit_account":"{wanted.debit}","credit_account":"{wanted.credit}","created_at":"{rfc3339(at)}"{end}'
     )
-    return Answer(201, body.encode(), write_headers(done.positions, replayed=done.replayed))
+    return Answer(201, body.encode(), write_headers(positions, replayed=replayed))
 
 
 _SETTLED: Final = '"kind":"transfer","status":"settled"'
@@ -252,9 +292,9 @@ async def _own_hold(call: Call) -> query_store.Transfer:
     raise ProblemError(NOT_HELD, "This was never on hold", transfer_status=str(found[0].status))
 
 
-async def _end_hold(call: Call, row: Rows, id_: Id, hold: query_store.Transfer) -> Done:
+async def _end_hold(call: Call, row: bytes, id_: Id, hold: query_store.Transfer) -> Done:
     try:
-        return await send(call, row, None, id_, "debit_account", "credit_account")
+        return await send(call, row, None, id_, *PARTIES)
     except ProblemError as error:
         if error.problem is not NOT_HELD:
             raise
@@ -286,7 +326,7 @@ async def refund_transfer(call: Call) -> Answer:
         Kind.REFUND, id_, call.actor, debit=original.credit, credit=original.debit, amount=amount, ref=original.id,
         span=original.at, total=total, check=content_check(note, 0),
     )  # fmt: skip
-    done = await send(call, row, note, id_, "debit_account", "credit_account")
+    done = await send(call, row, note, id_, *PARTIES)
     view = _view(id_, Kind.REFUND, "settled", amount, original.credit, original.debit, done.at, note)
     view.refund_of = ids.text(original.id)
     return json_answer(201, view, write_headers(done.positions, replayed=done.replayed))

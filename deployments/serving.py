@@ -36,6 +36,7 @@ from uvicorn.lifespan.on import LifespanOn
 from actors import garbage
 from deployments import logs
 from deployments.admission import Admission
+from deployments.express import Routes
 from deployments.listener import Listener
 from deployments.logs import masked
 from deployments.metrics import Figures, publish
@@ -48,6 +49,7 @@ class Application:
     """What a factory makes. A bare ASGI application will do when there is nothing to close or to ask.
 
     `check_health` raises when this replica, not what it depends on, is beyond repair: Serve then replaces it.
+    `routes`: what may go past `app` on the listener, see `deployments/express.py`.
     `reconfigure` gets `Spec.tuning` when it changes, without a restart. `figures`: what metrics show of it besides
     requests.
     """
@@ -57,6 +59,7 @@ class Application:
     check_health: Callable[[], Awaitable[None]] | None = None
     reconfigure: Callable[[Mapping[str, Any]], Awaitable[None]] | None = None
     figures: Figures | None = None
+    routes: Routes = field(default_factory=dict)
 
 
 Factory = Callable[[dict[str, Any]], Awaitable[Application | ASGIApp]]
@@ -210,7 +213,10 @@ class Replica:
         self._listener: Listener | None = None
         if place.port:
             root_path = (place.route_prefix or "").rstrip("/")
-            self._listener = Listener(self._admission, place.host, place.port, root_path=root_path)
+            routes = {
+                first_line: self._admission.express(route) for first_line, route in self._application.routes.items()
+            }
+            self._listener = Listener(self._admission, place.host, place.port, routes=routes, root_path=root_path)
             await self._listener.start()
         garbage.calm()
 

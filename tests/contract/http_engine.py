@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import asyncpg
-import uvicorn
 
 from actors.frames import FrameType
 from actors.ledger import Capacity
@@ -26,7 +24,8 @@ from cluster.compile import compile_kernel
 from cluster.postgres import PostgresServer
 from deployments.auth.keys import ensure_keys, sign_token
 from deployments.auth.tokens import KeyFile, TokenVerifier
-from deployments.payments import Services, create_app
+from deployments.listener import Listener
+from deployments.payments import Services, create
 from storage.journal.postgres import PostgresJournal
 from storage.query_store import QueryStore
 from storage.registry import Registry
@@ -185,18 +184,13 @@ class Engine:
             await peers.close()
 
     async def _listen(self, ends: list[Callable[[], Coroutine[Any, Any, Any]]]) -> None:
-        listener = socket.create_server(("127.0.0.1", 0))
-        self.port = listener.getsockname()[1]
-        config = uvicorn.Config(
-            create_app(self.services), lifespan="off", log_level="warning", proxy_headers=False, access_log=False,
-            http="httptools", server_header=False,
-        )  # fmt: skip
-        server = uvicorn.Server(config)
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        app, routes = create(self.services)
+        listener = Listener(app, "127.0.0.1", 0, routes=routes)
+        await listener.start()
+        self.port = listener.port
 
         async def end() -> None:
-            server.should_exit = True
-            await serving
+            await listener.drain(5, idle_s=0.0)
 
         ends.append(end)
 

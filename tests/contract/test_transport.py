@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import asyncpg
 import numpy as np
@@ -151,6 +152,28 @@ async def test_one_transfer_and_its_repeat(way: Way) -> None:
     assert first.results["at"][0] == again.results["at"][0]
     assert (first.results["flags"][0], again.results["flags"][0]) == (0, ResultFlag.REPLAYED)
     assert await way.available() == [990, 1_000, 1_010]
+
+
+async def test_a_submitted_event_is_told_as_an_applied_one_and_once(way: Way) -> None:
+    loop = asyncio.get_running_loop()
+    rows = [event(Kind.TRANSFER, way.a, other, amount) for other in (way.b, way.c) for amount in (10, 5_000)]
+    told: list[list[tuple[int, bool]]] = [[] for _ in rows]
+    for row, tellings in zip(rows, told, strict=True):
+        done = loop.create_future()
+
+        def tell(results: np.ndarray, positions: dict[int, int], tellings: Any = tellings, done: Any = done) -> None:
+            tellings.append((int(results["code"][0]), bool(positions)))
+            done.set_result(None)
+            raise ZeroDivisionError("a fault of who is told harms nobody else")
+
+        way.client.submit(row.tobytes(), None, time.monotonic() + 20, tell)
+        await asyncio.wait_for(done, 30)
+    again = [(await way.apply(row)).results["code"][0] for row in rows]
+    assert told == [[(int(code), True)] for code in again]
+    assert again == [Code.OK, Code.INSUFFICIENT_FUNDS] * 2
+    assert await way.available() == [980, 1_010, 1_010]
+    with pytest.raises(ValueError, match="internal"):
+        way.client.submit(event(Kind.EXPIRE, way.a, way.c, 1).tobytes(), None, 0.0, tell)
 
 
 async def test_a_batch_keeps_its_order_over_shards_with_every_kind_of_answer(way: Way) -> None:

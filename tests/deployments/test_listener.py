@@ -13,7 +13,8 @@ import pytest
 import uvloop
 from starlette.types import Receive, Scope, Send
 
-from deployments.listener import HEAD_BYTES_MAX, Listener, PortTaken, shared_socket
+from deployments.http_protocol import HEAD_BYTES_MAX
+from deployments.listener import Listener, PortTaken, shared_socket
 
 HOST = "127.0.0.1"
 GET = b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n"
