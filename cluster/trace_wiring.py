@@ -16,7 +16,7 @@ from deployments.auth.basic import BasicBackend
 from deployments.identity_passwords import Passwords
 from deployments.metrics import Figure
 from deployments.serving import Application, Spec
-from deployments.trace import create_app
+from deployments.trace import create
 from deployments.trace_answers import Answers
 from deployments.trace_calls import Services
 from deployments.trace_queries import LastQueries
@@ -84,7 +84,8 @@ async def trace_application(config: dict[str, Any]) -> Application:
         services.backend.close()
         await database.close()
 
-    return Application(create_app(services), close=close, figures=lambda: figures(services.queries))
+    app, routes = create(services)
+    return Application(app, close=close, figures=lambda: figures(services.queries), routes=routes)
 
 
 async def trace_movements(plan: Plan) -> Movements:

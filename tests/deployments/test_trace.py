@@ -66,10 +66,11 @@ async def test_an_answer_has_movements_newest_first_the_last_purchase_and_who_as
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("numbered", [{}, {"X-Request-Id": "a-1"}], ids=["the ordinary way", "the express route"])
 async def test_within_a_second_the_same_answer_comes_again_and_afterwards_a_new_one(
-    trace_house: House, monkeypatch: pytest.MonkeyPatch
+    trace_house: House, monkeypatch: pytest.MonkeyPatch, numbered: dict[str, str]
 ) -> None:
-    from deployments import trace_answers, trace_calls
+    from deployments import trace, trace_answers, trace_calls
 
     now = [time.monotonic()]
 
@@ -77,14 +78,15 @@ async def test_within_a_second_the_same_answer_comes_again_and_afterwards_a_new_
         monotonic = staticmethod(lambda: now[0])
         time_ns = staticmethod(time.time_ns)
 
-    monkeypatch.setattr(trace_answers, "time", Clock)
-    monkeypatch.setattr(trace_calls, "time", Clock)
-    async with trace_house.http() as http:
+    for module in (trace, trace_answers, trace_calls):
+        monkeypatch.setattr(module, "time", Clock)
+    async with trace_house.http(**numbered) as http:
         first = await http.get("/trace/v1/person", headers=ABOUT)
         await trace_house.services.traces.add_movements({person(): [Movement(1, 12, 1, 7, TRANSFER)]})
         now[0] += 0.9
         again = await http.get("/trace/v1/person", headers=ABOUT)
         assert again.content == first.content
+        assert len(trace_house.ordinary) == (1 if numbered else 2)
         now[0] += 0.2
         third = await http.get("/trace/v1/person", headers=ABOUT)
         assert len(third.json()["movements"]) == 1
@@ -116,9 +118,11 @@ async def test_what_was_answered_before_opens_nothing_to_a_request_that_differs(
         }
         sent = {**first.request.headers, "x-request-id": "a-2"}
         kept = [(name, value) for name, value in sent.items() if name not in {one.lower() for one, _ in changes}]
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(trace_house.app), base_url="http://trace.test") as bare:
-        answer = await bare.get(f"/trace/v1/person{query}", headers=[*kept, *changes])
+    address = f"http://127.0.0.1:{trace_house.port}/trace/v1/person{query}"
+    async with httpx.AsyncClient(trust_env=False) as bare:
+        answer = await bare.get(address, headers=[*kept, *changes])
     assert answer.status_code == status
+    assert len(trace_house.ordinary) == (2 if changes or query else 1)
     assert trace_house.services.queries.waiting == 1
 
 

@@ -10,10 +10,12 @@ from typing import Any, Final
 
 import httpx
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from deployments.auth.basic import BasicBackend, Pace
 from deployments.identity_passwords import Passwords
-from deployments.trace import create_app
+from deployments.listener import Listener
+from deployments.trace import create
 from deployments.trace_answers import Answers
 from deployments.trace_calls import Services
 from deployments.trace_queries import LastQueries
@@ -39,15 +41,15 @@ class House:
     services: Services
     users: TraceUsers
     passwords: Passwords
-    app: Any
+    port: int
+    ordinary: list[str]
+    """Targets of the requests that took no express route."""
 
     def http(self, address: str = "192.0.2.7", password: str | None = PASSWORD, **headers: str) -> httpx.AsyncClient:
         """A client as the gateway lets it through."""
         sent = {"razao-gateway": GATEWAY, "razao-client-address": address, **headers}
         auth = None if password is None else httpx.BasicAuth(USER, password)
-        return httpx.AsyncClient(
-            transport=httpx.ASGITransport(self.app), base_url="http://trace.test", headers=sent, auth=auth
-        )
+        return httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", headers=sent, auth=auth, trust_env=False)
 
     async def add_user(self, name: str, password: str) -> None:
         """Somebody who may come in."""
@@ -76,10 +78,19 @@ async def open_house(database: Database, **changes: Any) -> AsyncIterator[House]
         **changes,
     )
     looking = asyncio.create_task(services.backend.keep_looking())
-    house = House(services, users, passwords, create_app(services))
+    app, routes = create(services)
+    ordinary: list[str] = []
+
+    async def noted(scope: Scope, receive: Receive, send: Send) -> None:
+        ordinary.append(scope["path"])
+        await app(scope, receive, send)
+
+    listener = Listener(noted, "127.0.0.1", 0, routes=routes)
+    await listener.start()
     try:
-        yield house
+        yield House(services, users, passwords, listener.port, ordinary)
     finally:
+        await listener.drain(5, idle_s=0.0)
         looking.cancel()
         passwords.close()
         await database.close()
