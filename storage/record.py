@@ -47,7 +47,7 @@ _WORDS: Final = EVENT.itemsize // _WORD.itemsize
 _WIDE: Final = [name for name in EVENT.names or () if EVENT[name].itemsize == _WORD.itemsize]
 _NARROW: Final = [name for name in EVENT.names or () if EVENT[name].itemsize == _HALF.itemsize]
 _AT: Final = _WIDE.index("at")
-_STORED: Final = [(index, name) for index, name in enumerate(_WIDE) if name != "at"]
+_STORED: Final = [(name, index) for index, name in enumerate(_WIDE) if name != "at"]
 
 _FIELDS: Final = {
     **{name: pa.field(name, pa.from_numpy_dtype(EVENT[name]), nullable=False) for name in (*_WIDE, *_NARROW)},
@@ -259,17 +259,24 @@ def _sealed(payload: bytearray, chain: Chain) -> bytes:
 def _columns(rows: np.ndarray, results: np.ndarray) -> dict[str, bytes]:
     """The columns that are not all zero. `kind` always stays, as a batch needs one to have a length."""
     count = len(rows)
+    width = count * _WORD.itemsize
+    zeros = bytes(width)
     words = np.ascontiguousarray(rows).view(_WORD).reshape(count, _WORDS)
-    used = np.bitwise_or.reduce(words, axis=0).tolist()
-    columns = {name: words[:, index].tobytes() for index, name in _STORED if used[index]}
+    planes = words.tobytes("F")
+    columns: dict[str, bytes] = {}
+    for name, start in _STORED:
+        column = planes[start * width : (start + 1) * width]
+        if column != zeros:
+            columns[name] = column
     at = words[:, _AT]
     gapless = np.arange(count, dtype=_WORD) + at[0]
     if at.tobytes() != gapless.tobytes():
         columns["at_gap"] = (at - gapless).tobytes()
-    # Little-endian: the first narrow field is the word's low half-word.
-    for index, name in enumerate(_NARROW):
-        if used[-1] >> (16 * index) & 0xFFFF or name == "kind":
-            columns[name] = rows[name].tobytes()
+    zeros = bytes(count * _HALF.itemsize)
+    for name in _NARROW:
+        column = rows[name].tobytes()
+        if column != zeros or name == "kind":
+            columns[name] = column
     for name in ("code", "detail"):
         column = results[name].tobytes()
         if column != bytes(len(column)):
