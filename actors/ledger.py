@@ -16,6 +16,7 @@ Numba makes float64 of a mixture of the two, so nothing here mixes them without 
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -1313,8 +1314,7 @@ def apply(book: Book, rows: Rows, results: Rows, balances: Rows, utc_offset_s: i
         raise TypeError("rows, results and balances must be EVENT, RESULT and BALANCE")
     if len(results) != len(rows) or len(balances) != len(rows):
         raise ValueError("results and balances must be as long as rows")
-    with np.errstate(over="ignore"):  # without the compiler, NumPy would warn that hashes wrap
-        _apply_rows(book, rows, results, balances, utc_offset_s * 10**9)
+    _apply_rows(book, rows, results, balances, utc_offset_s * 10**9)
 
 
 def stamp(rows: Rows, now_ns: int, last_ns: int) -> int:
@@ -1398,6 +1398,9 @@ def _entry_points(source: int) -> tuple[Callable[..., int], Callable[..., int]]:
         _read(book, ids, actors, now, out)
         return source
 
+    if inspect.isfunction(apply_rows):  # not compiled: NumPy would warn that hashes wrap
+        quiet = np.errstate(over="ignore")
+        return quiet(apply_rows), quiet(read_rows)
     return apply_rows, read_rows
 
 
@@ -1417,8 +1420,7 @@ def read_accounts(
     by = np.array(actors, np.uint64, ndmin=1)
     if wanted.shape != by.shape:
         raise ValueError("as many actors as ids")
-    with np.errstate(over="ignore"):
-        _read_rows(book, wanted, by, now_ns, out)
+    _read_rows(book, wanted, by, now_ns, out)
     return out
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from actors import frames
@@ -21,6 +21,7 @@ from storage.events import Code
 _LOG: Final = logging.getLogger(__name__)
 _HELLO_S: Final = 5.0
 _STREAMS_MAX: Final = 1_024
+_APPLY: Final = FrameType.APPLY  # on Python 3.11 an enum's member is looked up by a function
 
 Identity = Callable[[], dict[str, Any]]
 """What the process adds to a shard's statistics: name, pid, host."""
@@ -30,7 +31,7 @@ def dispatch(
     shard: Shard, stats: Identity, kind: FrameType, request: int, payload: bytearray, replies: Answers
 ) -> None:
     """Hand one frame to the shard; the answers come to `replies`."""
-    if kind is FrameType.APPLY:
+    if kind is _APPLY:
         rows, notes = frames.decode_events(kind, payload)
         shard.apply(rows, notes, replies, request)
     elif kind is FrameType.READ:
@@ -50,7 +51,7 @@ class Answers(Replies):
     """A shard's answers as frames."""
 
     def write(self, data: bytes) -> None:
-        """Send one frame."""
+        """Send one frame, or several."""
         raise NotImplementedError
 
     def answered(self, request: int, results: Array, positions: dict[int, int]) -> None:
@@ -126,6 +127,10 @@ class _Stream(FrameProtocol, Answers):
         self._server.streams.discard(self)
         if self._hello_timer is not None:
             self._hello_timer.cancel()
+
+    def answered_all(self, answers: Sequence[tuple[int, Array]], positions: dict[int, int]) -> None:
+        """One write, so one system call, for all."""
+        self.write(frames.encode_results(answers, positions))
 
     def on_frame(self, kind: FrameType, request: int, payload: bytearray) -> None:
         """Hello first, then requests."""

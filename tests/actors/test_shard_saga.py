@@ -177,8 +177,8 @@ async def test_a_payee_that_dies_after_its_append_does_not_pay_twice(two: Ledger
     dying = two.shards[1]
     dying.shard._answer = lambda group: None  # type: ignore[method-assign]
     row = event(Kind.TRANSFER, A, B, 10)
-    call = asyncio.ensure_future(two.apply(row))
     head = await two.journal.head(1)
+    call = asyncio.ensure_future(two.apply(row))
     while await two.journal.head(1) == head:  # noqa: ASYNC110 - the journal is not ours to be told by
         await asyncio.sleep(0.01)
     await dying.crash()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import struct
 import time
 from collections.abc import AsyncIterator
@@ -13,7 +14,7 @@ import pytest
 from actors import frames
 from actors.frames import FrameType, Malformed
 from actors.shard_server import ShardServer
-from storage.events import ACCOUNT, RESULT, Code, Flag, Kind
+from storage.events import ACCOUNT, EVENT, RESULT, Code, Flag, Kind
 from storage.journal.postgres import PostgresJournal
 from tests.actors.shard_harness import SECRET, Ledger, Running, account, event, until
 
@@ -229,3 +230,25 @@ def test_what_is_encoded_is_decoded_and_rows_lie_aligned() -> None:
     assert len(frames.decode_answer(FrameType.STATES, frames.split(data)[2]).rows) == 2
     with pytest.raises(Malformed):
         frames.split(data[:-1])
+
+
+def test_answers_of_one_write_are_the_frames_of_each() -> None:
+    first, second = np.zeros(3, RESULT), np.zeros(1, RESULT)
+    first["code"], second["at"] = 7, 9
+    positions = {0: 5, 3: -1}
+    each = [
+        frames.encode_answer(FrameType.RESULTS, number, rows, positions) for number, rows in ((4, first), (9, second))
+    ]
+    assert frames.encode_results([(4, first), (9, second)], positions) == b"".join(each)
+
+
+@pytest.mark.parametrize("kind", [*range(32), 255, 256 + 16, 257, 0x1414, 65_535])
+def test_what_shards_do_among_themselves_comes_from_no_client(kind: int) -> None:
+    rows = np.zeros(3, EVENT)
+    rows["kind"] = Kind.TRANSFER
+    rows["kind"][1] = kind
+    with pytest.raises(Malformed) if kind in {16, 20, 21, 22} else contextlib.nullcontext():
+        frames.check_events(FrameType.APPLY, rows)
+    rows["kind"] = kind
+    with contextlib.nullcontext() if kind == Kind.CREDIT_LEG else pytest.raises(Malformed):
+        frames.check_events(FrameType.LEGS, rows)
