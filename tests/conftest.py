@@ -75,13 +75,22 @@ def postgres_dsn(postgres_server: PostgresServer) -> str:
     return postgres_server.dsn
 
 
+@contextlib.contextmanager
+def own_database(server: PostgresServer, template: str = "template1") -> Iterator[str]:
+    """The DSN of a new database, a copy of `template`; dropped afterwards, whoever is still connected."""
+    name = f"test_{next(_numbers)}"
+    # The files are copied: through the log, which is PostgreSQL's default, it takes three times as long.
+    statement = f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY"
+    outside_loop(lambda: _execute(server.dsn, statement))
+    yield server.dsn_of(name)
+    outside_loop(lambda: _execute(server.dsn, f"DROP DATABASE {name} WITH (FORCE)"))
+
+
 @pytest.fixture
 def database(postgres_server: PostgresServer) -> Iterator[str]:
-    """The DSN of an empty database of the test's own; dropped afterwards, whoever is still connected."""
-    name = f"test_{next(_numbers)}"
-    _outside_loop(lambda: _execute(postgres_server.dsn, f"CREATE DATABASE {name}"))
-    yield postgres_server.dsn_of(name)
-    _outside_loop(lambda: _execute(postgres_server.dsn, f"DROP DATABASE {name} WITH (FORCE)"))
+    """An empty database of the test's own."""
+    with own_database(postgres_server) as dsn:
+        yield dsn
 
 
 @pytest.fixture(scope="session")
@@ -111,8 +120,8 @@ def mongo_database() -> str:
     return f"test_{next(_numbers)}"
 
 
-def _outside_loop(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    # Fixtures are plain functions so that tests with and without a loop can take them.
+def outside_loop(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run it in a thread: fixtures are plain functions, so that tests with and without a loop can take them."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         thread.submit(lambda: asyncio.run(work())).result()
 

@@ -8,7 +8,7 @@ import re
 import secrets
 import time
 from base64 import urlsafe_b64encode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field, replace
 from html import unescape
 from pathlib import Path
@@ -25,11 +25,13 @@ from cluster.console import settings_of
 from cluster.data import Secrets
 from cluster.identity_wiring import Trust, make_services
 from cluster.plan import Plan
+from cluster.postgres import PostgresServer
 from deployments.auth.keys import ensure_keys
 from deployments.identity import create_app
 from deployments.identity_services import Pace, Services
 from storage.identity_grants import Attempts
 from storage.identity_keys import Follower
+from tests.conftest import outside_loop, own_database
 
 ISSUER: Final = "http://identity.test"
 CALLBACK: Final = "https://app.example/callback"
@@ -102,31 +104,68 @@ class House:
         return [(row["action"], row["subject"]) for row in rows]
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A database with everything that the service makes at its first start, which takes longer than most tests."""
+
+    name: str
+    said: list[str]
+
+
+@pytest.fixture(scope="session")
+def prepared(postgres_server: PostgresServer) -> Iterator[Prepared]:
+    """The database that each test has a copy of."""
+    said: list[str] = []
+
+    async def prepare(dsn: str) -> None:
+        async with asyncpg.create_pool(dsn, min_size=1, max_size=1) as pool:
+            await identity.prepare(pool, LEDGER_KEY, say=said.append)
+
+    with own_database(postgres_server) as dsn:
+        outside_loop(lambda: prepare(dsn))
+        yield Prepared(urlsplit(dsn).path.removeprefix("/"), said)
+
+
 @pytest.fixture
-async def house(database: str, tmp_path: Path) -> AsyncIterator[House]:
-    """An application over an empty database."""
+def identity_database(postgres_server: PostgresServer, prepared: Prepared) -> Iterator[str]:
+    """A copy of it, whose keys are as young as if they had been made now."""
+
+    async def renew(dsn: str) -> None:
+        connection = await asyncpg.connect(dsn)
+        try:
+            await connection.execute("UPDATE identity.signing_keys SET created_at = now()")
+            await connection.execute("UPDATE identity.signing_keys SET active_at = now() WHERE active_at IS NOT NULL")
+        finally:
+            await connection.close()
+
+    with own_database(postgres_server, prepared.name) as dsn:
+        outside_loop(lambda: renew(dsn))
+        yield dsn
+
+
+@pytest.fixture
+async def house(identity_database: str, prepared: Prepared, tmp_path: Path) -> AsyncIterator[House]:
+    """An application over a database in which nothing has happened yet."""
     plan = Plan(
         settings_of(data=tmp_path),
         Secrets("e", LEDGER_KEY.hex(), "00", GATEWAY),
         2,
         Windows(),
-        database,
+        identity_database,
         1,
         2,
         ISSUER,
     )
     ensure_keys(plan.data.keys)
-    said: list[str] = []
     pauses: list[float] = []
 
     async def pause(seconds: float) -> None:
         pauses.append(seconds)
 
-    async with asyncpg.create_pool(database, min_size=1, max_size=8) as pool:
-        await identity.prepare(pool, plan.ledger_key, say=said.append)
+    async with asyncpg.create_pool(identity_database, min_size=1, max_size=8) as pool:
         services, follower = await make_services(plan, pool, attempts=Attempts(pool), pause=pause)
         try:
-            yield House(services, plan, pool, follower, said, pauses)
+            yield House(services, plan, pool, follower, prepared.said, pauses)
         finally:
             await follower.close()
             services.passwords.close()
