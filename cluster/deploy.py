@@ -88,9 +88,16 @@ def _await_shard(shard: Any, config: ShardConfig) -> None:
             return
 
 
+def _import_all() -> None:
+    """Import what `deploy` needs: while Ray starts there is time for it. Ray's variables are in our environment."""
+    import cluster.applications  # noqa: PLC0415
+    import cluster.wiring  # noqa: F401, PLC0415
+
+
 def main() -> None:
     """Entry point of the child process."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    _import_all()
     plan = Plan.from_json(sys.stdin.read())
     node = RayNode(plan.data.ray)
     node.join()

@@ -132,7 +132,16 @@ class RayNode:
         }
 
     def start(self, timeout_s: float = 60.0) -> None:
-        """Clear what an earlier life left, start, and return when drivers can join. Takes 6 s on two cores."""
+        """Clear what an earlier life left, start, and return when drivers can join. Takes 6 s on two cores.
+
+        Raises:
+            RayNodeError: it ended or could not be joined in time.
+        """
+        self.launch()
+        self.await_joinable(timeout_s)
+
+    def launch(self) -> None:
+        """The first half of `start`: what follows it is done while Ray gets ready, which is mostly waiting."""
         if self.running:
             raise RayNodeError(f"the Ray node in {self.directory} runs already")
         self.stop()
@@ -151,9 +160,12 @@ class RayNode:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a terminal's Ctrl-C is for the supervisor, who ends the node last
             )
+
+    def await_joinable(self, timeout_s: float = 60.0) -> None:
+        """The second half of `start`."""
         deadline = time.monotonic() + timeout_s
         while not self.address:
-            if self._starter.poll() is not None or time.monotonic() > deadline:
+            if not self.running or time.monotonic() > deadline:
                 self.stop()
                 raise RayNodeError(f"Ray did not start; the end of {self.log_path}:\n{self._log_tail()}")
             time.sleep(0.05)

@@ -97,16 +97,18 @@ class Supervisor:
 
         ensure_keys(self.data.keys)
         self._certificate = self._make_certificate(tls_port)
+        self._ray = self._node()
+        Farewell(self.data.run).forget()
+        self._say("starting Ray")
+        # It takes longest and mostly waits; the stores are made meanwhile.
+        await asyncio.to_thread(self._ray.launch)
         self._postgres = PostgresServer(self.data.postgres, postgres_port)
         await asyncio.to_thread(self._postgres.start, progress=self._say)
         settings = await self._settle_journal(self._postgres.dsn)
         ledger = await prepare_stores(self._postgres.dsn, settings, secrets, say=self._say)
         await self._compile()
-
-        self._ray = self._node()
-        Farewell(self.data.run).forget()
-        self._say("starting Ray")
-        await asyncio.to_thread(self._ray.start)
+        driver = await self._start_driver()
+        await asyncio.to_thread(self._ray.await_joinable)
         plan = Plan(
             settings=settings,
             secrets=secrets,
@@ -119,7 +121,7 @@ class Supervisor:
             gateway_url=f"http://{loopback_of(settings.host)}:{port}",
             **tier_ports,
         )
-        await self._deploy(plan)
+        await self._deploy(plan, driver)
 
         config = self._gateway_config(port, tls_port, plan)
         self._gateway = Gateway(config)
@@ -203,8 +205,8 @@ class Supervisor:
             raise EngineError(f"the kernel does not compile: {errors.decode(errors='replace')[-2000:]}")
         self._say(output.decode().strip())
 
-    async def _deploy(self, plan: Plan) -> None:
-        """Create actors and applications by a short-lived driver; they outlive it."""
+    async def _start_driver(self) -> asyncio.subprocess.Process:
+        """The child that deploys; it waits for its plan with everything imported."""
         assert self._ray is not None  # noqa: S101 - started before
         environment = {**os.environ, **self._ray.environment()}
         child = await asyncio.create_subprocess_exec(
@@ -217,6 +219,10 @@ class Supervisor:
             env=environment,
         )
         self._deployer = child
+        return child
+
+    async def _deploy(self, plan: Plan, child: asyncio.subprocess.Process) -> None:
+        """Create actors and applications by a short-lived driver; they outlive it."""
         assert child.stdin is not None and child.stdout is not None and child.stderr is not None  # noqa: S101, PT018
         child.stdin.write(plan.as_json().encode())
         child.stdin.close()
@@ -319,7 +325,7 @@ class Supervisor:
                     self._say("Ray has ended; starting it again")
                     await asyncio.to_thread(self._ray.stop)
                     await asyncio.to_thread(self._ray.start)
-                    await self._deploy(plan)
+                    await self._deploy(plan, await self._start_driver())
                 retry_s = _WATCH_S
             except (PostgresError, KafkaError, RayNodeError, GatewayError, EngineError) as error:
                 retry_s = min(2 * retry_s, _RETRY_S_MAX)
