@@ -1,8 +1,10 @@
-"""`razao services` as an operator uses it: real servers that outlive the command, found again, ended exactly."""
+"""`razao services` as an operator uses it: real servers that outlive the command, found again, ended exactly.
+
+Keycloak's part of it is beside what else needs one: tests/integration/test_keycloak.py.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shutil
@@ -15,13 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 import pymongo
 import pytest
 from aiokafka import AIOKafkaProducer
-
-from cluster.settings import OidcIssuer
 
 # The first start on a machine downloads and builds what the servers consist of.
 pytestmark = pytest.mark.timeout(1200)
@@ -151,41 +150,3 @@ def test_a_directory_where_nothing_was_started_has_nothing_to_show_or_end(data: 
     assert (shown.returncode, shown.stdout) == (0, "no services were started here\n")
     assert _run("down", data=data).stdout == "nothing ran\n"
     assert not list(data.iterdir())
-
-
-@pytest.mark.slow
-def test_keycloak_imports_a_realm_and_its_tokens_verify_by_the_settings_it_prints(data: Path, tmp_path: Path) -> None:
-    audience = {
-        "name": "audience",
-        "protocol": "openid-connect",
-        "protocolMapper": "oidc-audience-mapper",
-        "config": {"included.custom.audience": "payments", "access.token.claim": "true"},
-    }
-    client = {"clientId": "bank", "secret": "s3cret", "serviceAccountsEnabled": True, "protocolMappers": [audience]}
-    itself = {"username": "service-account-bank", "serviceAccountClientId": "bank", "realmRoles": ["ledger:read"]}
-    realm = {
-        "realm": "pix",
-        "enabled": True,
-        "sslRequired": "none",
-        "roles": {"realm": [{"name": "ledger:read"}]},
-        "clients": [client],
-        "users": [{**itself, "enabled": True}],
-    }
-    (tmp_path / "pix.json").write_text(json.dumps(realm))
-    settings = _states("up", "keycloak", "--realms", str(tmp_path), data=data)["keycloak"]["settings"]
-    (provider,) = (OidcIssuer(**one) for one in json.loads(settings["RAZAO_OIDC_ISSUERS"]))
-    form = {"grant_type": "client_credentials", "client_id": "bank", "client_secret": "s3cret"}
-    address = f"{provider.issuer}/protocol/openid-connect/token"
-    token = httpx.post(address, data=form).raise_for_status().json()["access_token"]
-    identity = asyncio.run(provider.provider().verifier().verify(token.encode()))
-    assert identity.scopes == {"ledger:read"}
-    administrator = {
-        "grant_type": "password",
-        "client_id": "admin-cli",
-        "username": settings["RAZAO_KEYCLOAK_ADMIN"],
-        "password": settings["RAZAO_KEYCLOAK_ADMIN_PASSWORD"],
-    }
-    entered = httpx.post(
-        f"{settings['RAZAO_KEYCLOAK_URL']}/realms/master/protocol/openid-connect/token", data=administrator
-    )
-    assert entered.status_code == 200
