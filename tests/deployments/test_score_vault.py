@@ -83,6 +83,12 @@ class Both:
 
 
 @pytest.fixture
+def database(identity_database: str) -> str:
+    """Identity and vault are in one, as in an engine."""
+    return identity_database
+
+
+@pytest.fixture
 async def both(house: IdentityHouse, trust: Trust, vault_house: VaultHouse, tmp_path: Path) -> AsyncIterator[Both]:
     app = vault.create_app(replace(vault_house.services, verifier=trust.verifier("vault")))
     doors = Door(app), Door(identity.create_app(house.services))
