@@ -42,7 +42,7 @@ async def test_a_killed_broker_loses_no_acknowledged_transfer(engine: Engine) ->
         kill(old)
         await replaced(find, old)
         await asyncio.to_thread(engine.await_ready)
-    engine.verify()
+    engine.hold_to_journal()
 
 
 async def test_while_the_broker_is_away_writes_and_reads_are_refused_in_time_and_service_resumes_by_itself(
@@ -70,7 +70,7 @@ async def test_while_the_broker_is_away_writes_and_reads_are_refused_in_time_and
             os.kill(broker, signal.SIGCONT)
         await asyncio.to_thread(engine.await_ready)
     assert load.statuses[503] > 0
-    engine.verify()
+    engine.hold_to_journal()
 
 
 async def until_written(last_words: list[Path]) -> None:
@@ -93,7 +93,7 @@ async def test_a_killed_shard_loses_no_acknowledged_transfer(engine: Engine) -> 
         assert old
         kill(old)
         await replaced(find, old)
-    engine.verify()
+    engine.hold_to_journal()
 
 
 @pytest.mark.parametrize("point", ["debit-durable", "leg-durable"])

@@ -74,7 +74,7 @@ def shard(engine: Engine, name: str) -> Callable[[], int | None]:
     """Finds the shard that serves under a name."""
 
     def find() -> int | None:
-        return next((one["pid"] for one in engine.status()["shards"] if one["name"] == name and one["serving"]), None)
+        return next((one["pid"] for one in engine.look()["shards"] if one["name"] == name and one["serving"]), None)
 
     return find
 
@@ -88,7 +88,7 @@ async def die_at(engine: Engine, point: str, seed: int) -> None:
             while armed.exists():  # noqa: ASYNC110 - another process removes it as it dies
                 await asyncio.sleep(0.05)
         await load.at_least(ANSWERS)
-    engine.verify()
+    engine.hold_to_journal()
 
 
 async def die_whole(engine: Engine, seed: int) -> None:
@@ -105,7 +105,7 @@ async def die_whole(engine: Engine, seed: int) -> None:
     counts = await load.reckon()
     print(f"seed {seed}: {dict(load.statuses)} -> {counts}")
     assert counts["settled"] >= ANSWERS
-    engine.verify()
+    engine.hold_to_journal()
 
 
 async def test_a_killed_shard_loses_no_acknowledged_transfer(engine: Engine) -> None:
@@ -117,7 +117,7 @@ async def test_a_killed_shard_loses_no_acknowledged_transfer(engine: Engine) -> 
             kill(old)
             await replaced(find, old)
             await load.at_least(ANSWERS)
-    engine.verify()
+    engine.hold_to_journal()
 
 
 async def test_a_killed_replica_loses_no_acknowledged_transfer(engine: Engine) -> None:
@@ -127,7 +127,7 @@ async def test_a_killed_replica_loses_no_acknowledged_transfer(engine: Engine) -
         assert old
         kill(old)
         await replaced(find, old)
-    engine.verify()
+    engine.hold_to_journal()
 
 
 async def test_a_killed_gateway_comes_back_on_its_port(engine: Engine) -> None:
@@ -137,7 +137,7 @@ async def test_a_killed_gateway_comes_back_on_its_port(engine: Engine) -> None:
         assert old
         kill(old)
         await replaced(find, old)
-    engine.verify()
+    engine.hold_to_journal()
 
 
 async def test_a_killed_database_loses_no_acknowledged_transfer(engine: Engine) -> None:
@@ -148,7 +148,7 @@ async def test_a_killed_database_loses_no_acknowledged_transfer(engine: Engine) 
         kill(old)
         await replaced(find, old)
         await asyncio.to_thread(engine.await_ready)
-    engine.verify()
+    engine.hold_to_journal()
 
 
 async def test_a_killed_projector_projects_every_entry_once(engine: Engine) -> None:
@@ -158,7 +158,7 @@ async def test_a_killed_projector_projects_every_entry_once(engine: Engine) -> N
         assert old
         kill(old)
         await replaced(find, old)
-    engine.verify()
+    engine.hold_to_journal()
 
 
 async def test_a_stopped_shard_is_replaced_and_does_no_harm_when_it_goes_on(engine: Engine) -> None:
@@ -174,7 +174,7 @@ async def test_a_stopped_shard_is_replaced_and_does_no_harm_when_it_goes_on(engi
                 os.kill(old, signal.SIGCONT)
             except ProcessLookupError:
                 print(f"the stopped shard {old} was ended before it could go on")
-    engine.verify()
+    engine.hold_to_journal()
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ async def test_a_rolling_update_under_load_loses_no_request(engine: Engine) -> N
         assert "every replica serves" in done.stdout
         await replaced(role(engine, "replica"), old)
     assert set(load.statuses) <= {201, 422}, load.statuses
-    engine.verify()
+    engine.hold_to_journal()
 
 
 async def test_an_engine_killed_whole_starts_again_with_every_acknowledged_centavo(engine: Engine) -> None:

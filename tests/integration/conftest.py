@@ -1,4 +1,4 @@
-"""An engine with everything that there is, started once for all tests that are about the tiers."""
+"""The engines that several modules share, for tests that neither kill a part of one nor change its settings."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class TiersEngine(Engine):
             "vault_client_ca": str(self.authority.certificate),
             "score_client_certificate": str(self.authority.client),
             "ingress": "serve",  # for payments, so that there is a port of Serve to try
+            "transport": "ray",  # with it, the other way from client to shard
         }
         super().__init__(directory / "var", tiers="vault,score,trace", settings=settings)
 
@@ -61,6 +62,16 @@ class TiersEngine(Engine):
 
 def _with(token: str | None, headers: Mapping[str, str]) -> dict[str, str]:
     return dict(headers) if token is None else {"Authorization": f"Bearer {token}", **headers}
+
+
+@pytest.fixture(scope="package")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """One with HTTPS and without tiers, each test with people of its own."""
+    one = Engine(tmp_path_factory.mktemp("engine") / "var", tls=True)
+    try:
+        yield one.start()
+    finally:
+        one.stop()
 
 
 @pytest.fixture(scope="package")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
+from cluster.data import DataDirectory
 from tests.contract.http_engine import LiveEngine
 from tests.contract.http_events import EventsSuite
 from tests.contract.http_suite import HttpSuite, world
@@ -15,21 +14,15 @@ __all__ = ["world"]
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
-WAYS = {
-    "listener-tcp": {"ingress": "listener", "transport": "tcp"},
-    "serve-ray": {"ingress": "serve", "transport": "ray"},
-}
 
-
-@pytest.fixture(scope="module", params=WAYS)
-def live_engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveEngine]:
-    """One engine for each way in."""
-    engine = Engine(tmp_path_factory.mktemp("contract") / "var", settings=WAYS[request.param])
-    try:
-        engine.start()
-        yield LiveEngine(engine.url, engine.token)
-    finally:
-        engine.stop()
+@pytest.fixture(scope="module", params=["listener-tcp", "serve-ray"])
+def live_engine(request: pytest.FixtureRequest) -> LiveEngine:
+    """One engine for each way in: the one that most tests share, and the one with the tiers."""
+    one: Engine = request.getfixturevalue({"listener-tcp": "engine", "serve-ray": "tiers_engine"}[request.param])
+    running = DataDirectory(one.data).running()
+    assert running is not None
+    assert f"{running.ingress}-{running.transport}" == request.param
+    return LiveEngine(one.url, one.token)
 
 
 class TestHttp(HttpSuite):

@@ -32,16 +32,6 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
 NODE: Final = Path(__file__).with_name("node")
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """One engine for all of them, each with people of their own."""
-    one = Engine(tmp_path_factory.mktemp("identity") / "var")
-    try:
-        yield one.start()
-    finally:
-        one.stop()
-
-
 @pytest.fixture
 def http(engine: Engine) -> Iterator[httpx.Client]:
     """A client without anything."""

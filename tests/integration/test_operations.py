@@ -26,16 +26,6 @@ from tests.engine import RAZAO, Engine
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """One engine with HTTPS; the tests of this module use it in turn."""
-    one = Engine(tmp_path_factory.mktemp("operations") / "var", tls=True)
-    try:
-        yield one.start()
-    finally:
-        one.stop()
-
-
 def processes_of(engine: Engine) -> set[int]:
     """Every live process of an engine but its supervisor."""
     data = DataDirectory(engine.data)
@@ -221,33 +211,38 @@ def psql(engine: Engine, statement: str) -> None:
     asyncio.run(run())
 
 
-def test_two_engines_live_side_by_side(engine: Engine, tmp_path: Path) -> None:
-    other = Engine(tmp_path / "other", shards=1)
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """Another engine, which the tests below use in this order: the last one ends it in several ways."""
+    one = Engine(tmp_path_factory.mktemp("other") / "var", shards=1)
     try:
-        other.start()
-        assert other.status()["ready"] is True
-        assert engine.status()["ready"] is True
-        assert processes_of(engine).isdisjoint(processes_of(other))
-        with other.client() as client:
-            answer = client.get("/v1/accounts", headers={"Authorization": f"Bearer {engine.token()}"})
-            assert answer.status_code == 401, "a token of one engine must not open the other"
+        yield one.start()
     finally:
-        other.stop()
+        one.stop()
+
+
+def test_two_engines_live_side_by_side(engine: Engine, other: Engine) -> None:
+    assert other.status()["ready"] is True
     assert engine.status()["ready"] is True
-    assert not processes_of(other)
+    assert processes_of(engine).isdisjoint(processes_of(other))
+    with other.client() as client:
+        answer = client.get("/v1/accounts", headers={"Authorization": f"Bearer {engine.token()}"})
+        assert answer.status_code == 401, "a token of one engine must not open the other"
 
 
-def test_interrupt_stops_everything(tmp_path: Path) -> None:
-    one = Engine(tmp_path / "var", shards=1).start()
+def test_interrupt_stops_everything_and_nothing_of_another_engine(engine: Engine, other: Engine) -> None:
+    one = other
     one.razao("demo")
     pids = processes_of(one)
     assert pids
     os.kill(one.pid, signal.SIGINT)
     one.stop()
     assert not [pid for pid in pids if alive(pid)]
+    assert not processes_of(one)
     assert not listing(DataDirectory(one.data).secrets().engine, RayNode(one.data / "ray"))
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", httpx.URL(one.url).port or 0)) != 0
+    assert engine.status()["ready"] is True
 
     # What a killed engine leaves behind is ended by the next start on the same directory, and by nothing else.
     one.start()
@@ -256,7 +251,8 @@ def test_interrupt_stops_everything(tmp_path: Path) -> None:
     one.start()
     assert not [pid for pid in left if alive(pid)]
     assert one.status()["ready"] is True
-    one.stop()
+    assert "stopped the engine on" in one.razao("down").stdout
+    assert not processes_of(one)
 
     # A falsified record is found by verify, and no shard serves from it.
     offset = falsify_journal(one.data)

@@ -163,7 +163,7 @@ def test_the_vault_dies_and_scores_go_on_without_it_until_it_is_back(tiers_engin
 
 def _replicas(engine: TiersEngine, application: str) -> list[int]:
     """Pids of an application's replicas."""
-    return [one["pid"] for one in engine.status()["processes"] if f"ServeReplica:{application}:" in one["name"]]
+    return [one["pid"] for one in engine.look()["processes"] if f"ServeReplica:{application}:" in one["name"]]
 
 
 async def _breaker_shows(engine: TiersEngine) -> None:
