@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint bench lock clean
+.PHONY: help setup run test tests lint bench lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -31,7 +31,9 @@ run: setup ## Start the engine with embedded defaults and a demo that shows mone
 	@$(BIN)/razao up --demo
 
 test: setup ## Lint, types, import rules and every test
-	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory -j2 lint tests
+
+tests: # beside the linters, as the first of them keep one core busy
 	@$(BIN)/python -m pytest
 
 lint: setup ## Lint, format, types and import rules alone
