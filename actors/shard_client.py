@@ -224,7 +224,7 @@ class _Channel:
 class _Batch:
     """Parts that travelled in one frame."""
 
-    __slots__ = ("channel", "parts", "positions", "rows", "since", "starts")
+    __slots__ = ("channel", "open_parts", "parts", "positions", "rows", "since", "starts")
 
     def __init__(self, channel: _Channel, parts: list[_Part], since: float) -> None:
         self.channel = channel
@@ -232,7 +232,8 @@ class _Batch:
         self.since = since
         self.rows: Array | None = None  # the first answer, when it left rows IN_FLIGHT
         self.positions: dict[int, int] = {}
-        self.starts: Array | None = None
+        self.starts: Array | None = None  # where the parts begin, when it left rows of parts of several
+        self.open_parts = 0  # with rows IN_FLIGHT
 
     @property
     def count(self) -> int:
@@ -321,10 +322,20 @@ class _Lane:
                 part.call.part_done(part, rows[part.start : part.start + part.count], positions)
             return
         batch.rows, batch.positions = rows, positions
-        batch.starts = np.array([part.start for part in batch.parts])
-        for part in batch.parts:
+        parts = batch.parts
+        if len(parts) == len(rows):  # single calls, as most are: NumPy would cost more than it does for them
+            for part, in_flight in zip(parts, open_rows.tolist(), strict=True):
+                if in_flight:
+                    part.pending = 1
+                    batch.open_parts += 1
+                else:
+                    part.call.part_done(part, rows[part.start : part.start + 1], positions)
+            return
+        batch.starts = np.array([part.start for part in parts])
+        for part in parts:
             end = part.start + part.count
             part.pending = int(np.count_nonzero(open_rows[part.start : end]))
+            batch.open_parts += bool(part.pending)
             if part.pending == part.count:
                 continue
             if part.pending:
@@ -333,27 +344,42 @@ class _Lane:
                 part.call.part_done(part, rows[part.start : end], positions)
 
     def _later(self, request: int, batch: _Batch, later: frames.Answer) -> None:
-        if batch.rows is None or batch.starts is None or later.indices is None:
+        if batch.rows is None or later.indices is None:
             raise Malformed("later than what?")
         indices = later.indices
         if len(indices) == 0 or int(indices.max()) >= len(batch.rows):
             raise Malformed("rows that were not asked")
-        fresh = batch.rows["code"][indices] == Code.IN_FLIGHT
-        indices = indices[fresh]
-        batch.rows[indices] = later.rows[fresh]
         batch.positions = dict(batch.positions)
         merge_positions(batch.positions, later.positions)
-        owners, counts = np.unique(np.searchsorted(batch.starts, indices, side="right") - 1, return_counts=True)
+        if batch.starts is None:
+            self._singles_later(batch, indices.tolist(), later.rows)
+        else:
+            self._parts_later(batch, batch.rows, batch.starts, indices, later.rows)
+        if batch.open_parts == 0:
+            del self.sent[request]
+
+    def _singles_later(self, batch: _Batch, indices: list[int], rows: Array) -> None:
+        for place, index in enumerate(indices):
+            part = batch.parts[index]
+            if part.pending:
+                part.pending = 0
+                batch.open_parts -= 1
+                part.call.part_done(part, rows[place : place + 1], batch.positions)
+
+    def _parts_later(self, batch: _Batch, known: Array, starts: Array, indices: Array, rows: Array) -> None:
+        fresh = known["code"][indices] == _IN_FLIGHT
+        indices = indices[fresh]
+        known[indices] = rows[fresh]
+        owners, counts = np.unique(np.searchsorted(starts, indices, side="right") - 1, return_counts=True)
         for owner, count in zip(owners.tolist(), counts.tolist(), strict=True):
             part = batch.parts[owner]
             part.pending -= count
-            rows = batch.rows[part.start : part.start + part.count]
+            own = known[part.start : part.start + part.count]
             if part.pending == 0:
-                part.call.part_done(part, rows, batch.positions)
+                batch.open_parts -= 1
+                part.call.part_done(part, own, batch.positions)
             else:
-                part.call.part_later(part, rows)
-        if not any(part.pending for part in batch.parts):
-            del self.sent[request]
+                part.call.part_later(part, own)
 
     def lost(self, link: Link) -> None:
         """See `Receiver`: everything unanswered is sent again on the next link."""
