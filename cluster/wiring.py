@@ -36,7 +36,7 @@ _PUBLISHER_CONNECTIONS: Final = 3
 _PROJECTOR_NICENESS: Final = 5
 _SNAPSHOTS_KEPT: Final = 3
 """After a crash of the database the query store may stand behind the newest one, which is then of no use to it."""
-_PACE_S: Final = 0.005
+_PACE_S: Final = 0.003
 """Between small groups of a busy shard. A payment across shards is a row in three groups, so fewer of them are worth
 waiting for; with one shard it would be latency alone."""
 _TAKEOVER_S: Final = 300.0

@@ -34,6 +34,7 @@ from uvicorn.config import Config
 from uvicorn.lifespan.on import LifespanOn
 
 from actors import garbage
+from actors.scheduling import run_in_batches
 from deployments import logs
 from deployments.admission import Admission
 from deployments.express import Routes
@@ -219,6 +220,7 @@ class Replica:
             self._listener = Listener(self._admission, place.host, place.port, routes=routes, root_path=root_path)
             await self._listener.start()
         garbage.calm()
+        run_in_batches()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """What Serve's proxies reach."""

@@ -220,6 +220,12 @@ def build(tmp_path: Path) -> Iterator[Callable[..., Site]]:
 # What goes in and comes out
 
 
+def test_it_runs_in_batches(site: Site) -> None:
+    pid = site.gateway.pid()
+    assert pid is not None
+    assert os.sched_getscheduler(pid) == os.SCHED_BATCH
+
+
 def test_a_request_passes_unchanged(site: Site) -> None:
     answer = site.send(
         b"POST /v1/transfers?a=%20b&c HTTP/1.1\r\nHost: razao\r\nAuthorization: Bearer t\r\nIdempotency-Key: k\r\n"
