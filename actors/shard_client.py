@@ -329,6 +329,7 @@ class _Lane:
                     part.pending = 1
                     batch.open_parts += 1
                 else:
+                    part.pending = 0  # it may have been sent before
                     part.call.part_done(part, rows[part.start : part.start + 1], positions)
             return
         batch.starts = np.array([part.start for part in parts])
@@ -389,8 +390,14 @@ class _Lane:
         self._link = None
         batches, self.sent = self.sent, {}
         for channel in self.channels:
-            parts = [part for batch in batches.values() if batch.channel is channel for part in batch.parts]
-            channel.put_back([part for part in parts if not part.call.future.done()])
+            unanswered = [
+                part
+                for batch in batches.values()
+                if batch.channel is channel
+                for part in batch.parts
+                if (batch.rows is None or part.pending) and not part.call.future.done()
+            ]
+            channel.put_back(unanswered)
             channel.busy = 0
         if any(channel.queue for channel in self.channels):
             self._connect()
@@ -606,6 +613,8 @@ class ShardClient:
         debit, credit, kind, flags = _ROUTE.unpack(row)
         if kind in _INTERNAL:
             raise ValueError("an internal kind of event")
+        if call.future.done():
+            return  # the client is closed
         account = credit if kind == _DEPOSIT else debit
         lane = self._lanes[(account % SLOTS) % self.partitions]
         if flags & _LINKED:
