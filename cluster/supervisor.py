@@ -99,12 +99,13 @@ class Supervisor:
         self._certificate = self._make_certificate(tls_port)
         self._ray = self._node()
         Farewell(self.data.run).forget()
-        self._say("starting Ray")
-        # It takes longest and mostly waits; the stores are made meanwhile.
-        await asyncio.to_thread(self._ray.launch)
         self._postgres = PostgresServer(self.data.postgres, postgres_port)
         await asyncio.to_thread(self._postgres.start, progress=self._say)
         settings = await self._settle_journal(self._postgres.dsn)
+        self._say("starting Ray")
+        # It takes longest and mostly waits: the stores are made meanwhile. Not earlier: it opens ports at random, and
+        # might take one that was chosen for a server above.
+        await asyncio.to_thread(self._ray.launch)
         ledger = await prepare_stores(self._postgres.dsn, settings, secrets, say=self._say)
         await self._compile()
         driver = await self._start_driver()
