@@ -12,7 +12,11 @@ from contextlib import suppress
 
 
 def run_in_batches(pid: int = 0) -> None:
-    """Have a thread interrupt nobody when it wakes. `pid`: a thread's, or a process's with one; 0: the calling one."""
+    """Have a thread interrupt nobody when it wakes, unless an operator has chosen for it.
+
+    `pid`: a thread's, or a process's with one; 0: the calling one.
+    """
     if hasattr(os, "SCHED_BATCH"):  # Linux
-        with suppress(OSError):  # somebody has chosen another policy, and not left us the choice
-            os.sched_setscheduler(pid, os.SCHED_BATCH, os.sched_param(0))
+        with suppress(OSError):  # it is gone, or not ours to tell
+            if os.sched_getscheduler(pid) == os.SCHED_OTHER:
+                os.sched_setscheduler(pid, os.SCHED_BATCH, os.sched_param(0))
