@@ -35,7 +35,16 @@ class Exchange(Protocol):
         ...
 
     def answer(self, status: int, headers: Iterable[Header], body: bytes) -> None:
-        """The whole answer, once. `headers` must have the content's length."""
+        """The whole answer, once. `headers` must have the content's length.
+
+        Raises:
+            RuntimeError: there was one before.
+            ValueError: a header cannot stand in one; another answer may follow.
+        """
+        ...
+
+    def abandon(self) -> None:
+        """Close the connection instead, when no answer can be made. Nothing happens when there was one."""
         ...
 
 

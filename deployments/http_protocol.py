@@ -7,6 +7,7 @@ that has come whole may take an express route (`deployments/express.py`) instead
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
@@ -17,7 +18,10 @@ from deployments.express import Route, Routes
 from deployments.problems import MALFORMED, MEDIA_TYPE, ProblemError
 from deployments.request import Header
 
+_log = logging.getLogger(__name__)
+
 HEAD_BYTES_MAX: Final = 64 * 1024
+_TEXT: Final = bytes({*b"\t\r\n", *range(0x20, 0x100)} - {0x7F})
 _CLOSE: Final = b"connection: close\r\n\r\n"
 
 
@@ -150,11 +154,18 @@ class HttpProtocol(HttpToolsProtocol):
         exchange = _Exchange(self, self.headers, self._body, keep_alive=keep_alive)
         former, self.cycle = self.cycle, exchange  # type: ignore[assignment] # it has what is asked of one here
         self._shared.in_progress += 1
-        if not route(exchange):
+        try:
+            taken = route(exchange)
+        except Exception:  # noqa: BLE001 - the parser would call it a malformed request
+            _log.exception("an express route failed")
+            exchange.abandon()  # it may have begun something
+            return
+        if not taken:
             self._shared.in_progress -= 1
             self.cycle = former
             self._go_the_ordinary_way()
             super().on_message_complete()
+        self._body = b""
 
     def _free(self) -> bool:
         """Whether nothing is in progress on this connection, and what was answered before has been read."""
@@ -190,8 +201,13 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             self.server_state.total_requests += 1
             self._quiet_since = self.loop.time()
-            if self._quiet is None:
+            if self._quiet is None and not self.transport.is_closing():
                 self._look_later(self.timeout_keep_alive)
+
+    def express_abandoned(self) -> None:
+        """Nothing certain can be said of a request: whoever asked finds the connection closed."""
+        self._shared.in_progress -= 1
+        self.transport.abort()
 
     def _look_later(self, seconds: float) -> None:
         self._quiet = self.loop.call_later(seconds, self._look)
@@ -199,9 +215,12 @@ class HttpProtocol(HttpToolsProtocol):
     def _look(self) -> None:
         """One timer for a connection, where uvicorn makes and cancels one for each answer."""
         self._quiet = None
-        if not self._free() or self.timeout_keep_alive_task is not None:
+        busy = self._in_head or not self.cycle.response_complete
+        if busy or self.timeout_keep_alive_task is not None:
             return  # the next answer's matter
         left = self._quiet_since + self.timeout_keep_alive - self.loop.time()
+        if self.flow.write_paused:
+            left = self.timeout_keep_alive  # who reads slowly is not idle
         if left > 0:
             self._look_later(left)
         else:
@@ -214,8 +233,9 @@ def _head(status: int, headers: Iterable[Header], *, keep_alive: bool) -> bytes:
         lines += (name, b": ", value, b"\r\n")
     lines.append(b"\r\n" if keep_alive else _CLOSE)
     head = b"".join(lines)
-    if head.count(b"\n") != len(lines) // 4 + (2 if keep_alive else 3):
-        raise ValueError("a header has a line break")
+    breaks = len(lines) // 4 + (2 if keep_alive else 3)
+    if head.count(b"\n") != breaks or head.count(b"\r") != breaks or head.translate(None, _TEXT):
+        raise ValueError("a header has a line break or another control character")
     return head
 
 
@@ -231,7 +251,7 @@ class _Exchange:
     message_event: ClassVar = _Nobody()
 
     def __init__(self, protocol: HttpProtocol, headers: list[Header], body: bytes, *, keep_alive: bool) -> None:
-        self._protocol = protocol
+        self._protocol: HttpProtocol | None = protocol
         self.headers = headers
         self.body = body
         self.keep_alive = keep_alive
@@ -241,9 +261,20 @@ class _Exchange:
 
     def answer(self, status: int, headers: Iterable[Header], body: bytes) -> None:
         """See `express.Exchange`."""
-        if self.response_complete:
+        if self._protocol is None:
             raise RuntimeError("a request is answered once")
         self._protocol.express_answered(self, status, headers, body)
+        self._end(status)
+
+    def abandon(self) -> None:
+        """See `express.Exchange`."""
+        if self._protocol is not None:
+            self.response_complete = True
+            self._protocol.express_abandoned()
+            self._end(500)
+
+    def _end(self, status: int) -> None:
+        self._protocol = None  # which holds this: a closed connection must not wait for the garbage collector
         self.on_answer(status)
 
 

@@ -86,7 +86,12 @@ class TransferRoute:
         """Have the edge answer with the problem that it is."""
         task = asyncio.get_running_loop().create_task(self._edge.refuse(scope, asgi_send(exchange), why))
         self._refusing.add(task)
-        task.add_done_callback(self._refusing.discard)
+
+        def told(task: asyncio.Task[None]) -> None:
+            self._refusing.discard(task)
+            exchange.abandon()  # if it could not be told
+
+        task.add_done_callback(told)
 
 
 class _Transfer:
