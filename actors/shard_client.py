@@ -32,7 +32,7 @@ NEVER: Final = float("inf")
 
 _LARGE: Final = frames.ROWS_MAX // 2
 _NOTE_BYTES: Final = 1 << 20
-_WINDOW: Final = 2  # batches under way; with one, rows that just miss a group wait for two (a third fewer per second)
+_WINDOW: Final = 1  # batches under way; a second one made more groups of fewer rows, and a tenth less of all
 _WINDOW_FULL: Final = 3  # when they are large
 _TICK_S: Final = 0.02
 _STALL_S: Final = 0.5
