@@ -78,7 +78,8 @@ async def test_nothing_is_answered_before_it_is_durable_not_even_a_read(one: Led
     write = asyncio.ensure_future(one.apply(row := event(Kind.TRANSFER, A, B, 10)))
     await gated.waiting.wait()
     read = asyncio.ensure_future(one.available(A))
-    replay = asyncio.ensure_future(one.apply(row))
+    other = one.new_client()  # one client has one batch under way
+    replay = asyncio.ensure_future(other.apply(row, None, time.monotonic() + 10))
     await until(lambda: len(one.shards[0].shard._clients) >= 2)
     assert not write.done()
     assert not read.done()
@@ -88,6 +89,7 @@ async def test_nothing_is_answered_before_it_is_durable_not_even_a_read(one: Led
     assert await read == 990
     again = (await replay).results[0]
     assert (again["code"], again["flags"]) == (Code.OK, ResultFlag.REPLAYED)
+    await other.close()
 
 
 async def test_a_large_group_is_applied_while_an_append_is_under_way_and_not_answered(one: Ledger) -> None:
@@ -98,13 +100,15 @@ async def test_a_large_group_is_applied_while_an_append_is_under_way_and_not_ans
     gated.waiting.clear()
     first = asyncio.ensure_future(one.apply(event(Kind.TRANSFER, A, B, 1)))
     await gated.waiting.wait()
-    several = [event(Kind.TRANSFER, A, B, 1) for _ in range(5)]
-    second = asyncio.ensure_future(one.apply(*several))
+    several = np.concatenate([event(Kind.TRANSFER, A, B, 1) for _ in range(5)])
+    other = one.new_client()  # one client has one batch under way
+    second = asyncio.ensure_future(other.apply(several, None, time.monotonic() + 10))
     await until(lambda: running.shard._next is not None)
     assert ledger.stats(running.shard.book).transfers == 8
     assert not second.done()
     gated.gate.set()
     await asyncio.gather(first, second)
+    await other.close()
 
 
 async def test_after_a_busy_group_the_next_one_gathers_for_a_moment(one: Ledger) -> None:
@@ -113,8 +117,10 @@ async def test_after_a_busy_group_the_next_one_gathers_for_a_moment(one: Ledger)
     await one.apply(*(event(Kind.TRANSFER, A, B, 1) for _ in range(4)))
     early = asyncio.ensure_future(one.apply(event(Kind.TRANSFER, A, B, 1)))
     await until(lambda: one.shards[0].shard._queued_rows == 1)
-    late = await one.apply(event(Kind.TRANSFER, A, B, 1))
+    other = one.new_client()
+    late = await other.apply(event(Kind.TRANSFER, A, B, 1), None, time.monotonic() + 10)
     assert (await early).positions == late.positions
+    await other.close()
 
 
 async def test_after_a_quiet_group_nobody_waits(one: Ledger) -> None:
