@@ -121,7 +121,7 @@ def _balances(ids: Rows, states: Rows, last: Rows) -> list[str]:
     theirs = np.zeros((2, len(ids)), np.int64)
     foreign = ids[place] != last["account"] if len(ids) else np.ones(len(last), bool)
     theirs[:, place[~foreign]] = last["balance"][~foreign], last["pending"][~foreign]
-    ours = np.stack((states["credits_posted"] - states["debits_posted"], states["debits_pending"]))
+    ours = np.stack((states["posted"], states["debits_pending"]))
     words = [f"entries of account {account}, which the journal does not know" for account in last["account"][foreign]]
     for name, mine, said in zip(("balance", "amount on hold"), ours, theirs, strict=True):
         wrong = np.flatnonzero(mine != said)

@@ -160,7 +160,7 @@ _ID_IN_FUTURE: Final = int(Code.ID_IN_FUTURE)
 _INVALID_ID: Final = int(Code.INVALID_ID)
 _FORBIDDEN: Final = int(Code.FORBIDDEN)
 _INVALID_EVENT: Final = int(Code.INVALID_EVENT)
-_LEG_EXPIRED: Final = int(Code.LEG_EXPIRED)
+_LEG_OUT_OF_ORDER: Final = int(Code.LEG_OUT_OF_ORDER)
 _BOOK_FULL: Final = int(Code.BOOK_FULL)
 _FIRST_STATELESS: Final = int(events.FIRST_STATELESS)
 
@@ -315,7 +315,7 @@ def _age(meta: Words, row: Row) -> Int:
     """Refuse an id whose memory may be lost already, or that is made ahead of time."""
     at = row["at"]
     if row["kind"] == _CREDIT_LEG:
-        return _LEG_EXPIRED if at - row["span"] > meta[ID_WINDOW] else _OK
+        return _LEG_OUT_OF_ORDER if at - row["span"] > meta[ID_WINDOW] else _OK
     if (row["id_hi"] & _VERSION) == _V7:
         made_ms = np.int64(row["id_hi"] >> _U16)
         if made_ms < -((meta[ID_WINDOW] - at) // _MS_NS):
@@ -1346,8 +1346,7 @@ def _read(book: Book, ids: npt.NDArray[np.uint64], actors: npt.NDArray[np.uint64
             continue
         answer["code"] = _OK
         answer["status"] = a["status"]
-        answer["debits_posted"] = a["debits_posted"]
-        answer["credits_posted"] = a["credits_posted"]
+        answer["posted"] = a["credits_posted"] - a["debits_posted"]
         answer["debits_pending"] = a["debits_pending"]
         _read_limits(book, r, answer, now)
 

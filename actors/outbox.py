@@ -26,7 +26,7 @@ _OK: Final = int(Code.OK)
 _IN_FLIGHT: Final = int(Code.IN_FLIGHT)
 _FIRST_STATELESS: Final = int(FIRST_STATELESS)
 _ID_CONFLICT: Final = int(Code.ID_CONFLICT)
-_LEG_EXPIRED: Final = int(Code.LEG_EXPIRED)
+_LEG_OUT_OF_ORDER: Final = int(Code.LEG_OUT_OF_ORDER)
 _SETTLE: Final = int(Kind.SETTLE)
 _REVERT: Final = int(Kind.REVERT)
 
@@ -111,7 +111,7 @@ class Outbox:
         settled = codes == _OK
         refused = ((codes > _IN_FLIGHT) & (codes < _FIRST_STATELESS)) | (codes == _ID_CONFLICT)
         decided = settled | refused
-        expired = codes == _LEG_EXPIRED
+        expired = codes == _LEG_OUT_OF_ORDER
         # Anything else (the payee's book is full, say) is no decision: the payee's shard does not remember it.
         undecided = ~(decided | expired)
         if undecided.any():

@@ -635,7 +635,7 @@ class Shard:
     def _decided(self, tag: object, numbers: Array, legs: Array, results: Array, positions: dict[int, int]) -> None:
         """The other shard has answered: tell whoever waits. Its record is durable, and it alone decides."""
         codes = results["code"].copy()
-        codes[codes == Code.LEG_EXPIRED] = Code.UNSURE
+        codes[codes == Code.LEG_OUT_OF_ORDER] = Code.UNSURE
         if tag is not None:
             assert isinstance(tag, _Flight)  # noqa: S101
             self._resolve(tag, numbers, codes, positions)

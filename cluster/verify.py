@@ -42,7 +42,7 @@ _DIFFERENCES_MAX: Final = 100
 _LOOKS: Final = 5
 _LEG: Final = np.dtype([("hi", np.uint64), ("lo", np.uint64), ("amount", np.int64)])
 _NO_LEGS: Final = np.zeros(0, _LEG)
-_COMPARED: Final = ("debits_posted", "credits_posted", "debits_pending", "status")
+_COMPARED: Final = ("posted", "debits_pending", "status")
 
 
 @dataclass(slots=True)

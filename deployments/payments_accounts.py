@@ -190,8 +190,7 @@ class State(msgspec.Struct, array_like=True):
     """ACCOUNT as a shard answered it, in the order of its columns."""
 
     id: int
-    debits_posted: int
-    credits_posted: int
+    posted: int
     debits_pending: int
     per_transfer: int
     daily: int
@@ -212,8 +211,7 @@ class State(msgspec.Struct, array_like=True):
     @property
     def balance(self) -> Balance:
         """What it holds."""
-        posted = self.credits_posted - self.debits_posted
-        return Balance(posted, self.debits_pending, posted - self.debits_pending)
+        return Balance(self.posted, self.debits_pending, self.posted - self.debits_pending)
 
 
 async def read_account_state(call: Call, account: int) -> tuple[State, dict[int, int]]:
@@ -286,7 +284,7 @@ async def get_balance(call: Call) -> Answer:
     if call.scope["query_string"] and (query := call.query("at")):
         return await _past_balance(call, account, query["at"])
     state, positions = await read_account_state(call, account)
-    posted, pending = state.credits_posted - state.debits_posted, state.debits_pending
+    posted, pending = state.posted, state.debits_pending
     body = (
         f'{{"account":"{account}","currency":"BRL","posted":{posted},"pending":{pending},'
         f'"available":{posted - pending}}}'

@@ -471,7 +471,7 @@ def _statuses(rows: Rows, codes: Rows) -> Rows:
     """(n,) index into _STATUSES."""
     status: Rows = np.where(rows["kind"] == Kind.HOLD, _HELD, _SETTLED)
     status = np.where(codes != Code.OK, _REFUSED, status)
-    unsure = (codes == Code.UNSURE) | (codes == Code.IN_FLIGHT) | (codes == Code.LEG_EXPIRED)
+    unsure = (codes == Code.UNSURE) | (codes == Code.IN_FLIGHT) | (codes == Code.LEG_OUT_OF_ORDER)
     return np.where(unsure, _UNSURE, status)
 
 

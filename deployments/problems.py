@@ -487,10 +487,13 @@ BY_CODE: Final[Mapping[Code, Problem]] = MappingProxyType(
         Code.INVALID_ID: INVALID_ID,
         Code.FORBIDDEN: FORBIDDEN,
         Code.INVALID_EVENT: MALFORMED,
-        Code.LEG_EXPIRED: UNSURE,
+        Code.LEG_OUT_OF_ORDER: UNSURE,
         Code.BOOK_FULL: BOOK_FULL,
+        Code.CHAIN_REFUSED: LINKED_FAILED,
+        Code.OUTBOX_FULL: OVERLOADED,
         Code.UNSURE: UNSURE,
         Code.OVERLOADED: OVERLOADED,
+        Code.NOT_SERVING: UNAVAILABLE,
     }
 )
 """The problem that each result code but OK is answered with."""

@@ -37,6 +37,7 @@ class Kind(IntEnum):
     FREEZE = 3
     UNFREEZE = 4
     SET_LIMITS = 5
+    BIND = 6
     DEPOSIT = 10
     WITHDRAWAL = 11
     TRANSFER = 12
@@ -68,20 +69,22 @@ EVENT: Final = np.dtype(
     [
         ("id_hi", np.uint64),  # 128-bit id: UUIDv7, or UUIDv8 when derived from an idempotency key
         ("id_lo", np.uint64),
-        ("ref_hi", np.uint64),  # post, void, expire: the hold; refund: the original; leg of a post: the hold
-        ("ref_lo", np.uint64),
+        ("ref_hi", np.uint64),  # post, void, expire: the hold; refund: the original; leg of a post: the hold;
+        ("ref_lo", np.uint64),  # settle, revert: the payee's partition (hi) and the leg's number (lo)
         ("debit", np.uint64),  # account id; also the one account of open, close, freeze, unfreeze, set limits
         ("credit", np.uint64),  # account id
         ("amount", np.int64),  # centavos; post: 0 posts the whole hold
         ("at", np.int64),  # ns since 1970 UTC, stamped by the shard, strictly increasing per shard
         ("span", np.int64),  # ns: hold: time to live; set limits: delay of a raise; refund: `at` of the original;
         #                      credit leg: `at` of the debit
-        ("total", np.int64),  # refund: amount of the original, centavos; open, set limits: night window, see below
+        ("total", np.int64),  # refund: amount of the original, centavos; open, set limits: night window, see below;
+        #                       credit leg: its number among those from the payer's shard to the payee's, from 1 on
         ("actor", np.uint64),  # keyed hash of the caller's `sub`; 0 = operator, may act on any account
-        ("check", np.uint64),  # digest of content that no column shows (description, metadata, ...); 0 = none
+        ("check", np.uint64),  # digest of content that no column shows (description, metadata, ...); 0 = none;
+        #                        credit leg: up to which number the payer's shard has journaled what became of its legs
         ("kind", np.uint16),  # Kind
         ("flags", np.uint16),  # Flag
-        ("reason", np.uint16),  # revert: the payee's refusal (Code); credit leg: the payment's Kind
+        ("reason", np.uint16),  # revert: the payee's refusal (Code); credit leg, settle: the payment's Kind
         ("spare", np.uint16),
     ]
 )
@@ -117,8 +120,7 @@ BALANCE: Final = np.dtype(
 ACCOUNT: Final = np.dtype(
     [
         ("id", np.uint64),
-        ("debits_posted", np.int64),
-        ("credits_posted", np.int64),
+        ("posted", np.int64),  # balance: what came less what went, centavos
         ("debits_pending", np.int64),
         ("per_transfer", np.int64),  # limits in force at the time of the read; NO_LIMIT = none
         ("daily", np.int64),
@@ -185,11 +187,14 @@ class Code(IntEnum):
     INVALID_ID = 43
     FORBIDDEN = 44
     INVALID_EVENT = 45
-    LEG_EXPIRED = 46
+    LEG_OUT_OF_ORDER = 46
     BOOK_FULL = 47
+    CHAIN_REFUSED = 48
+    OUTBOX_FULL = 49
     # Never written by the kernel: what a client is told when the outcome could not be learnt in time.
     UNSURE = 60
     OVERLOADED = 61
+    NOT_SERVING = 62
 
 
 FIRST_STATELESS: Final = Code.ID_CONFLICT

@@ -1,5 +1,9 @@
 """128-bit ids: UUIDv7 made by clients or by us, UUIDv8 derived from an idempotency key.
 
+Every id says where it lies: its last three hexadecimal digits are the slot of the account whose shard decides it (the
+debited one; of a deposit the credited one). So an id belongs to one shard on any number of shards, that shard alone
+sees to it that it is used once, and whoever has an id knows whom to ask.
+
 A UUIDv7 carries its own time, so an id older than the window in which ids are remembered can be refused. A derived id
 carries none: its promise is the window.
 """
@@ -16,6 +20,7 @@ _MASK64: Final = 2**64 - 1
 _VERSION_MASK: Final = 0xF000
 _VARIANT_CLEAR: Final = 0x3FFFFFFFFFFFFFFF
 _VARIANT: Final = 0x8000000000000000
+_SLOT_MASK: Final = 0xFFF
 _V7: Final = 0x7000
 _V8: Final = 0x8000
 
@@ -31,9 +36,10 @@ def uuid7(now_ms: int) -> Id:
     return hi, lo
 
 
-def derive(*parts: str) -> Id:
-    """The UUIDv8 that stands for `parts`, such as (sub, idempotency key): equal parts, equal id."""
-    digest = hashlib.blake2b(digest_size=16)
+def derive(*parts: str, key: bytes = b"") -> Id:
+    """The UUIDv8 that stands for `parts`, such as (sub, idempotency key): equal parts, equal id. Without the ledger's
+    `key`, up to 64 bytes, nobody can tell the id of somebody else's parts."""
+    digest = hashlib.blake2b(digest_size=16, key=key)
     for part in parts:
         data = part.encode()
         digest.update(len(data).to_bytes(4, "big"))
@@ -42,6 +48,16 @@ def derive(*parts: str) -> Id:
     hi = ((value >> 64) & ~_VERSION_MASK & _MASK64) | _V8
     lo = (value & _VARIANT_CLEAR) | _VARIANT
     return hi, lo
+
+
+def in_slot(id_: Id, slot: int) -> Id:
+    """The id that is most like `id_` in `slot`, 0-1023."""
+    return id_[0], id_[1] & ~_SLOT_MASK & _MASK64 | slot
+
+
+def slot_of(id_: Id) -> int:
+    """The slot that the id says; one beyond 1023 is no slot, and no event may have such an id."""
+    return id_[1] & _SLOT_MASK
 
 
 def version(id_: Id) -> int:

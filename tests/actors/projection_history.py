@@ -255,7 +255,7 @@ class History:
             if state["status"] == AccountStatus.UNKNOWN:
                 continue
             self.status[account] = AccountStatus(int(state["status"]))
-            now = (int(state["credits_posted"]) - int(state["debits_posted"]), int(state["debits_pending"]))
+            now = (int(state["posted"]), int(state["debits_pending"]))
             seen = self.timeline.setdefault(account, [])
             if not seen or seen[-1][1:] != now:
                 seen.append((self.clock[partition], *now))

@@ -230,7 +230,7 @@ class Ledger:
         found = await self.client.read(np.array([number], np.uint64), np.zeros(1, np.uint64), time.monotonic() + 10)
         state = found.states[0]
         assert state["code"] == Code.OK
-        return int(state["credits_posted"] - state["debits_posted"] - state["debits_pending"])
+        return int(state["posted"] - state["debits_pending"])
 
     async def records(self, partition: int) -> list[Record]:
         """What the journal has."""

@@ -61,7 +61,7 @@ class Way:
         wanted = np.array([self.a, self.b, self.c], np.uint64)
         states = (await self.client.read(wanted, np.zeros(3, np.uint64), time.monotonic() + 20)).states
         assert not states["code"].any()
-        available = states["credits_posted"] - states["debits_posted"] - states["debits_pending"]
+        available = states["posted"] - states["debits_pending"]
         return [int(amount) for amount in available]
 
 

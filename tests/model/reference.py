@@ -288,7 +288,7 @@ class Ledger:
 
     def age(self, event: Event) -> Code:
         if event.kind == Kind.CREDIT_LEG:
-            return Code.LEG_EXPIRED if event.at - event.span > self.id_window else Code.OK
+            return Code.LEG_OUT_OF_ORDER if event.at - event.span > self.id_window else Code.OK
         if (event.id[0] >> 12) & 0xF == 7:
             made = (event.id[0] >> 16) * 10**6
             if made < event.at - self.id_window:

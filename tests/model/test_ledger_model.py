@@ -381,7 +381,7 @@ class World(RuleBasedStateMachine):
             payee.apply(freeze, self.now)
         codes = [int(code) for code in results["code"]]
         self.credited |= {key(leg) for leg, code in zip(legs, codes, strict=True) if code == Code.OK}
-        decided = [i for i, code in enumerate(codes) if code not in {Code.LEG_EXPIRED, Code.BOOK_FULL}]
+        decided = [i for i, code in enumerate(codes) if code not in {Code.LEG_OUT_OF_ORDER, Code.BOOK_FULL}]
         if answer == "leg" or not decided:
             return
         outcomes = np.zeros(len(decided), EVENT)

@@ -128,7 +128,7 @@ class Client:
         except ShardUnavailable:
             return
         for account, least, state in zip(counters, floor, found.states, strict=True):
-            seen = int(state["credits_posted"])
+            seen = int(state["posted"])
             if state["code"] == Code.OK:
                 assert least <= seen <= self.shared.issued[account], f"account {account} reads {seen}, not {least}"
                 self.shared.seen[account] = max(seen, self.shared.seen[account])
@@ -369,7 +369,7 @@ def assert_balances(world: World, shared: Shared) -> None:
         book = world.current[account % world.partitions].shard.book
         wanted = np.array([account], np.uint64)
         state = ledger.read_accounts(book, wanted, np.zeros(1, np.uint64), 2**62)[0]
-        assert int(state["credits_posted"] - state["debits_posted"]) == expected[account], f"account {account}"
+        assert int(state["posted"]) == expected[account], f"account {account}"
         assert int(state["debits_pending"]) == 0
 
 
