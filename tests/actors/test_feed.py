@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import itertools
 import random
+import uuid
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import asyncpg
+import numpy as np
 import pytest
 
-from storage.events import FIRST_ACCOUNT, Code, Kind
+from actors import postings
+from storage import ids
+from storage.events import BALANCE, EVENT, FIRST_ACCOUNT, RESULT, Code, Kind
 from storage.feed import Cursor, Feed, Reader
 from storage.feed_schema import Happening
 from storage.ids import Id
@@ -226,6 +230,87 @@ async def test_a_commit_says_which_partition_has_news(
     await connection.execute("SELECT 1")
     await connection.close()
     assert sorted(heard) == ["0", "1"]
+
+
+PAYER, PAYEE = 5 << 10, 6 << 10 | 1
+NAME, HOLD, ORIGINAL = ids.derive("name"), ids.derive("hold"), ids.derive("original")
+
+
+class Partition:
+    """Partition 0 of two, as its records would have it, row by row; what is in flight is said by hand."""
+
+    def __init__(self, store: QueryStore) -> None:
+        self._store = store
+        self._made: list[tuple[Any, ...]] = []
+
+    def row(
+        self, at: int, kind: Kind, id_: Id, code: Code = Code.OK, *, ref: Id = (0, 0), detail: int = 0,
+        flown: Sequence[int] = (0,) * len(postings.ORIGIN), **columns: int,
+    ) -> None:  # fmt: skip
+        """`flown`: the row's ORIGIN."""
+        event, result, balance = np.zeros(1, EVENT), np.zeros(1, RESULT), np.zeros(1, BALANCE)
+        origin = np.zeros(1, postings.ORIGIN)
+        for name, value in {"debit": PAYER, "credit": PAYEE, "at": at, "kind": kind, **columns}.items():
+            event[name] = value
+        event["id_hi"], event["id_lo"] = id_
+        event["ref_hi"], event["ref_lo"] = ref
+        result["code"], result["detail"] = code, detail
+        origin[0] = tuple(flown)
+        self._made.append((event, result, balance, origin))
+
+    async def append(self) -> None:
+        """Project them."""
+        events, results, balances, origins = (np.concatenate(one) for one in zip(*self._made, strict=True))
+        stretch = postings.Stretch(events, results, balances, origins, np.arange(len(events)), None)
+        await self._store.append(
+            0, await self._store.offset(0), len(events), int(events["at"][-1]), postings.chunk(stretch, 0, PARTITIONS)
+        )
+
+
+async def test_no_event_says_of_a_transfer_what_is_true_of_its_namesake(store: QueryStore, feed: Feed) -> None:
+    """Three payments by one id, each ended when the next ones are long there; then two holds by one id."""
+    part = Partition(store)
+    part.row(10, Kind.REFUND, NAME, Code.IN_FLIGHT, ref=ORIGINAL, amount=7)
+    part.row(20, Kind.TRANSFER, NAME, Code.IN_FLIGHT, amount=30)
+    part.row(30, Kind.TRANSFER, NAME, Code.IN_FLIGHT, amount=500)
+    part.row(40, Kind.REVERT, NAME, detail=30, reason=Code.CREDIT_ACCOUNT_CLOSED, flown=_flown(20, 30, Kind.TRANSFER))
+    part.row(50, Kind.REVERT, NAME, detail=500, reason=Code.OVERFLOW, flown=_flown(30, 500, Kind.TRANSFER))
+    part.row(60, Kind.SETTLE, NAME, detail=7, flown=_flown(10, 7, Kind.REFUND))
+    part.row(70, Kind.HOLD, HOLD, amount=80, span=1000)
+    part.row(80, Kind.POST, ids.derive("post"), Code.IN_FLIGHT, ref=HOLD, detail=60, flown=_held(80))
+    part.row(90, Kind.HOLD, HOLD, amount=900, span=2000)
+    part.row(100, Kind.POST, ids.derive("post"), Code.IN_FLIGHT, ref=HOLD, detail=11, flown=_held(900))
+    part.row(110, Kind.SETTLE, ids.derive("post"), detail=60, flown=_flown(80, 60, Kind.POST, HOLD))
+    part.row(
+        120, Kind.REVERT, ids.derive("post"), detail=11, reason=Code.CREDIT_ACCOUNT_FROZEN,
+        flown=_flown(100, 11, Kind.POST, HOLD),
+    )  # fmt: skip
+    part.row(130, Kind.VOID, ids.derive("void"), ref=HOLD, flown=_held(900))
+    await part.append()
+    told = [
+        (one.at, one.type.removeprefix("transfer."), Kind(one.kind), one.amount, one.code, one.expires_at)
+        for one in await every_event(feed)
+    ]
+    assert told == [
+        (40, "refused", Kind.TRANSFER, 30, Code.CREDIT_ACCOUNT_CLOSED, None),
+        (50, "refused", Kind.TRANSFER, 500, Code.OVERFLOW, None),
+        (60, "refunded", Kind.REFUND, 7, None, None),
+        (70, "held", Kind.HOLD, 80, None, 1070),
+        (90, "held", Kind.HOLD, 900, None, 2090),
+        (110, "posted", Kind.POST, 60, None, None),
+        (120, "refused", Kind.POST, 11, Code.CREDIT_ACCOUNT_FROZEN, None),
+        (130, "voided", Kind.VOID, 900, None, None),
+    ]
+    refund_of = {one.at: one.refund_of for one in await every_event(feed) if one.refund_of is not None}
+    assert refund_of == {60: uuid.UUID(int=ORIGINAL[0] << 64 | ORIGINAL[1])}
+
+
+def _flown(at: int, amount: int, kind: Kind, names: Id = NAME) -> tuple[int, ...]:
+    return PAYER, PAYEE, amount, at, *names, int(kind)
+
+
+def _held(amount: int) -> tuple[int, ...]:
+    return PAYER, PAYEE, amount, 0, 0, 0, int(Kind.HOLD)
 
 
 @pytest.mark.parametrize(

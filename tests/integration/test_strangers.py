@@ -115,20 +115,25 @@ class Traffic:
         return first, next(one for one in self.accounts[1:] if int(one) % SHARDS == int(first) % SHARDS)
 
     def _chains(self) -> None:
-        """Two that apply and repeat a transfer of before, as their first row and as their last, and one that fails."""
+        """One that applies and is sent again, one that fails, and one that has a transfer of before among its rows."""
         debit, credit = self._neighbours()
-        once = {
-            "id": ids.text(ids.uuid7(time.time_ns() // 1_000_000)),
-            "debit_account": debit, "credit_account": credit, "amount": 31,
-        }  # fmt: skip
+        once = {"id": self._id(debit), "debit_account": debit, "credit_account": credit, "amount": 31}
         self._ok("/v1/transfers", once)
+        there = {"id": self._id(debit), "debit_account": debit, "credit_account": credit, "amount": 6, "linked": True}
+        back = {"id": self._id(credit), "debit_account": credit, "credit_account": debit, "amount": 5}
+        assert self._chain(there, back) == self._chain(there, back) == ["settled", "settled"]
         other = {"debit_account": credit, "credit_account": debit, "amount": 5}
-        self._chain({**once, "linked": True}, other)
-        self._chain({**other, "linked": True}, once)
-        self._chain({**other, "linked": True}, {**other, "amount": 100 * FUNDS})
+        for rows in [({**once, "linked": True}, other), ({**other, "linked": True}, once)]:
+            assert "settled" not in self._chain(*rows)
+        assert self._chain({**other, "linked": True}, {**other, "amount": 100 * FUNDS}) == ["refused", "refused"]
 
-    def _chain(self, *rows: dict[str, Any]) -> None:
-        self._ok("/v1/transfers/batch", {"transfers": rows})
+    def _id(self, payer: str) -> str:
+        now_ms = time.time_ns() // 1_000_000
+        return ids.text(ids.in_slot(ids.uuid7(now_ms), int(payer) % SLOTS))
+
+    def _chain(self, *rows: dict[str, Any]) -> list[str]:
+        answers = self._ok("/v1/transfers/batch", {"transfers": rows})["results"]
+        return [one["status"] for one in answers]
 
     def _large_batch(self) -> None:
         """So many at once that their record is compressed."""
