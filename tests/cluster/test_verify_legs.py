@@ -39,9 +39,7 @@ class Shards:
         self.legs[partition].follow(rows, results, origins)
 
     def send(self, source: int, to: int, amount: int, at: int) -> None:
-        self.row(
-            source, Kind.TRANSFER, Code.IN_FLIGHT, debit=account(source), credit=account(to), amount=amount, at=at
-        )
+        self.row(source, Kind.TRANSFER, Code.IN_FLIGHT, debit=account(source), credit=account(to), amount=amount, at=at)
 
     def take(self, source: int, to: int, number: int, amount: int, at: int, code: Code = Code.OK) -> None:
         self.row(
