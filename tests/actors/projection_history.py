@@ -37,7 +37,7 @@ PARTITIONS = 2
 START_NS = 1_790_000_000_000_000_000
 UTC_OFFSET_S = -10_800
 SMALL = ledger.Capacity(accounts=2**10, ids=2**14, holds=2**10, in_flight=2**10, refunds=2**10, outbox=2**10)
-FORGETFUL = Windows(id_window_ns=2_000_000, id_skew_ns=1_000_000)
+FORGETFUL = Windows(id_window_ns=4_000_000, id_skew_ns=1_000_000)
 """Ids are forgotten while what they named is still on its way."""
 
 Row = Any
@@ -106,7 +106,7 @@ class History:
 
     def id(self, partition: int, slot: int) -> Id:
         """Mostly a new one; sometimes one of version 8, and often that has been used before."""
-        if self.random.random() < 0.3:
+        if self.random.random() < (0.6 if self.windows == FORGETFUL else 0.2):
             spent = self.spent.setdefault(slot, [])
             if not spent or self.random.random() < 0.3:
                 spent.append(ids.in_slot(ids.derive(str(self.random.random())), slot))
@@ -129,7 +129,8 @@ class History:
         return row
 
     def open(self, partition: int) -> Row:
-        account = (self.random.randrange(1, 2**30) << 10) | (self.random.randrange(512) * 2 + partition)
+        slots = 2 if self.windows == FORGETFUL else SLOTS // PARTITIONS  # few: several accounts' payments share ids
+        account = (self.random.randrange(1, 2**30) << 10) | (self.random.randrange(slots) * 2 + partition)
         self.accounts.append(account)
         return self.event(
             partition, Kind.OPEN, debit=account, amount=NO_LIMIT, ref=(NO_LIMIT, NO_LIMIT), credit=account
@@ -231,7 +232,7 @@ class History:
             work = [[row] for row in self.outcomes[partition]]
             self.outcomes[partition] = []
             here = [leg for leg in self.legs if partition_of(int(leg["credit"][0]), PARTITIONS) == partition]
-            late = units > 1 and self.windows == FORGETFUL and self.random.random() < 0.7
+            late = units > 1 and self.windows == FORGETFUL and self.random.random() < 0.8
             arriving = [] if late else here[: self.random.randrange(0, len(here) + 1)]
             for leg in arriving:
                 leg["check"] = self.confirmed.get(1 - partition, 0)
