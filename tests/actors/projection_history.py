@@ -104,13 +104,15 @@ class History:
 
     # -- making events --------------------------------------------------------------------------------------------
 
-    def id(self, partition: int, slot: int) -> Id:
-        """Mostly a new one; sometimes one of version 8, and often that has been used before."""
-        if self.random.random() < (0.6 if self.windows == FORGETFUL else 0.2):
-            spent = self.spent.setdefault(slot, [])
-            if not spent or self.random.random() < 0.3:
-                spent.append(ids.in_slot(ids.derive(str(self.random.random())), slot))
-            return self.random.choice(spent[-2:])
+    def used_id(self, slot: int) -> Id:
+        """One of version 8, that has mostly been used before."""
+        spent = self.spent.setdefault(slot, [])
+        if not spent or self.random.random() < 0.2:
+            spent.append(ids.in_slot(ids.derive(str(self.random.random())), slot))
+        return self.random.choice(spent[-2:])
+
+    def new_id(self, partition: int, slot: int) -> Id:
+        """One of version 7."""
         ms = self.clock[partition] // 1_000_000
         made = (ms << 16) | 0x7000 | self.random.getrandbits(12), (2 << 62) | self.random.getrandbits(62)
         return ids.in_slot(made, slot)
@@ -123,7 +125,9 @@ class History:
             row[name] = value
         if id_ is None:
             decides = int(row["credit"][0] if kind is Kind.DEPOSIT else row["debit"][0]) % SLOTS
-            id_ = self.id(partition, ids.slot_of(ref) if kind in {Kind.POST, Kind.VOID} else decides)
+            slot = ids.slot_of(ref) if kind in {Kind.POST, Kind.VOID} else decides
+            again = kind is not Kind.OPEN and self.random.random() < (0.6 if self.windows == FORGETFUL else 0.2)
+            id_ = self.used_id(slot) if again else self.new_id(partition, slot)
         row["id_hi"], row["id_lo"] = id_
         row["ref_hi"], row["ref_lo"] = ref
         return row
@@ -232,7 +236,7 @@ class History:
             work = [[row] for row in self.outcomes[partition]]
             self.outcomes[partition] = []
             here = [leg for leg in self.legs if partition_of(int(leg["credit"][0]), PARTITIONS) == partition]
-            late = units > 1 and self.windows == FORGETFUL and self.random.random() < 0.8
+            late = units > 1 and self.windows == FORGETFUL and self.random.random() < 0.9
             arriving = [] if late else here[: self.random.randrange(0, len(here) + 1)]
             for leg in arriving:
                 leg["check"] = self.confirmed.get(1 - partition, 0)

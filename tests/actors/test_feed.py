@@ -100,7 +100,7 @@ class Said(NamedTuple):
 
 def said(event: Happening) -> Said:
     assert event.transfer is not None
-    original = None if event.refund_of is None else _id(event.refund_of)
+    original = _id(event.refund_of) if event.refund_of is not None and event.type == "transfer.refunded" else None
     transfer, amount = _id(event.transfer), event.amount or 0
     return Said(event.type, transfer, event.account, event.side, amount, event.kind, event.code, original)
 

@@ -201,8 +201,8 @@ async def test_a_namesake_is_another_transfer_in_every_respect(
         await projection.catch_up()
     await as_the_history_says(store, history)
     uses = Counter(known.id for known in history.known.values())
-    assert sum(count > 1 for count in uses.values()) > 50
-    assert history.overtaken > 20
+    assert sum(count > 1 for count in uses.values()) > 20
+    assert history.overtaken > 5
     refunded = [known.original for known in history.known.values() if known.original is not None]
     assert any(original.refunded and uses[original.id] > 1 for original in refunded)
 
