@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Final
 
 import asyncpg
@@ -21,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from actors import ledger, postings
 from actors.book import Book
 from actors.comparison import account_ids, compare
-from actors.recovery import RULES, Replay, Windows, differences
+from actors.recovery import Replay, Windows, differences
 from actors.shard_client import ShardUnavailable
 from cluster.data import DataDirectory, EngineError
 from cluster.journals import open_journal
@@ -126,12 +127,12 @@ class _Replay:
         self.records += 1
         self.events += len(record.rows)
         where = f"partition {self.partition}, offset {record.offset}"
-        for words in differences(record, results)[:_DIFFERENCES_OF_RECORD]:
-            report.differs(f"{where}: {words}")
+        told = self._replay.told
+        for row, name, journaled, ours in islice(differences(record, results, told=told), _DIFFERENCES_OF_RECORD):
+            report.differs(f"{where}, row {row}: the journal has {name} {journaled}, replay {ours}")
         if (total := ledger.sums(self.book)) != 0:
             report.differs(f"{where}: the accounts sum to {total}, not to zero")
-        if (opened := self.reader.newest) is not None and opened.rules != RULES:
-            self.told[opened.rules] += 1
+        self.told[self._replay.rules] += told
         self.legs.follow(record.rows, results, origins)
 
 
@@ -207,7 +208,9 @@ async def _replay_all(
             )
     report.checked += ["hash chain and order of the journal", "the same codes on replay", "sums of every shard"]
     told = sum((replay.told for replay in replays), Counter[int]())
-    report.checked += [f"with told codes: {count} records of rules version {rules}" for rules, count in told.items()]
+    report.checked += [
+        f"with told codes: {count} records of rules version {rules}" for rules, count in told.items() if count
+    ]
     report.checked.append(f"{sum(replay.snapshots for replay in replays)} snapshots")
 
 

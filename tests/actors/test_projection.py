@@ -39,11 +39,11 @@ class Log:
         self._readers = {p: record.Reader(journal, p, KEY) for p in range(PARTITIONS)}
         self._writers: dict[int, Writer] = {}
 
-    async def open(self, partition: int) -> None:
+    async def open(self, partition: int, *, rules: int = ledger.RULES, capacity: ledger.Capacity = SMALL) -> None:
         """A new writer takes the partition over."""
         if partition in self._writers:
             await self._writers[partition].close()
-        payload = record.encode_open(partition, {"name": "test"})
+        payload = record.encode_open(partition, {"name": "test"}, rules=rules, capacity=capacity._asdict())
         self._writers[partition] = await self.journal.open(partition, payload)
         async for _ in self._readers[partition].records():
             pass
@@ -104,7 +104,7 @@ async def projecting(
 ) -> AsyncIterator[Projection]:
     """An open projection; leaving it is a crash: whatever was under way is dropped."""
     projection = Projection(
-        journal, store, snapshots, chain_key=KEY, windows=windows, capacity=SMALL,
+        journal, store, snapshots, chain_key=KEY, windows=windows,
         limits=Limits(**{"chunk_rows": 40, **limits}),
     )  # fmt: skip
     try:
@@ -202,7 +202,7 @@ async def test_a_namesake_is_another_transfer_in_every_respect(
     await as_the_history_says(store, history)
     uses = Counter(known.id for known in history.known.values())
     assert sum(count > 1 for count in uses.values()) > 20
-    assert history.overtaken > 5
+    assert history.overtaken >= 5
     refunded = [known.original for known in history.known.values() if known.original is not None]
     assert any(original.refunded and uses[original.id] > 1 for original in refunded)
 
