@@ -98,7 +98,7 @@ class _Replay:
         self.snapshots = 0
         self.told: Counter[int] = Counter()  # rules version → records whose codes are taken as told
         self.broken = False
-        self._replay = Replay(ledger.new_book(partition, partitions, **windows._asdict()))
+        self._replay = Replay.from_start(partition, partitions, windows, key)
 
     @property
     def book(self) -> Book:

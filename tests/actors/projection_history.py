@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from actors import ledger
-from actors.recovery import Windows
+from actors.recovery import Windows, empty_book
 from storage import ids
 from storage.events import (
     BALANCE,
@@ -34,6 +34,7 @@ from storage.events import (
 from storage.ids import Id
 
 PARTITIONS = 2
+KEY = b"k" * 32
 START_NS = 1_790_000_000_000_000_000
 UTC_OFFSET_S = -10_800
 SMALL = ledger.Capacity(accounts=2**10, ids=2**14, holds=2**10, in_flight=2**10, refunds=2**10, outbox=2**10)
@@ -89,8 +90,7 @@ class History:
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
-        windows = self.windows._asdict()
-        self.books = [ledger.new_book(p, PARTITIONS, **windows, capacity=SMALL) for p in range(PARTITIONS)]
+        self.books = [empty_book(p, PARTITIONS, self.windows, KEY, SMALL) for p in range(PARTITIONS)]
         self.clock = [START_NS, START_NS + 137]
         self.legs: list[Row] = []
         self.outcomes: list[list[Row]] = [[] for _ in range(PARTITIONS)]

@@ -12,8 +12,8 @@ from storage.events import FIRST_ACCOUNT, Code
 from storage.journal.postgres import PostgresJournal
 from storage.query_store import QueryStore
 from storage.snapshots import SnapshotStore
-from tests.actors.projection_history import FORGETFUL, PARTITIONS, SMALL, History
-from tests.actors.test_projection import DEFAULT, KEY, Log, journal, log, projecting, snapshots, store, written
+from tests.actors.projection_history import FORGETFUL, KEY, PARTITIONS, History
+from tests.actors.test_projection import DEFAULT, Log, journal, log, projecting, snapshots, store, written
 
 __all__ = ["journal", "log", "snapshots", "store"]
 
@@ -21,10 +21,13 @@ __all__ = ["journal", "log", "snapshots", "store"]
 async def replayed(
     journal: PostgresJournal, partition: int, until: int | None = None, windows: Windows = DEFAULT
 ) -> tuple[ledger.Book, int]:
-    replaying = Replay(ledger.new_book(partition, PARTITIONS, **windows._asdict(), capacity=SMALL))
+    replaying = Replay.from_start(partition, PARTITIONS, windows, KEY)
     reader = record.Reader(journal, partition, KEY)
-    async for one in reader.records(until):
-        replaying.apply(one)
+    async for entry in reader.entries(until):
+        if isinstance(entry, record.Opened):
+            replaying.opened(entry)
+        else:
+            replaying.apply(entry)
     return replaying.book, reader.position.offset
 
 

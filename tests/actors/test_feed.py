@@ -261,7 +261,7 @@ class Partition:
 
     def row(
         self, at: int, kind: Kind, id_: Id, code: Code = Code.OK, *, ref: Id = (0, 0), detail: int = 0,
-        flown: Sequence[int] = (0,) * len(postings.ORIGIN), **columns: int,
+        flown: Sequence[int] = (0, 0, 0, 0, 0, 0, 0), **columns: int,
     ) -> None:  # fmt: skip
         """`flown`: the row's ORIGIN."""
         event, result, balance = np.zeros(1, EVENT), np.zeros(1, RESULT), np.zeros(1, BALANCE)

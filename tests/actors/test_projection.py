@@ -24,9 +24,10 @@ from storage.journal.postgres import PostgresJournal
 from storage.listening import is_gone
 from storage.query_store import Chunk, Overtaken, QueryStore
 from storage.snapshots import SnapshotStore
-from tests.actors.projection_history import FORGETFUL, PARTITIONS, SMALL, UTC_OFFSET_S, History, Recorded
+from tests.actors.projection_history import FORGETFUL, KEY, PARTITIONS, SMALL, UTC_OFFSET_S, History, Recorded
 
-KEY = b"k" * 32
+__all__ = ["KEY"]
+
 DEFAULT = Windows()
 TABLES = ("transfers", "outcomes", "entries", "account_changes")
 
@@ -237,7 +238,7 @@ async def test_a_crash_between_any_two_steps_loses_nothing_and_doubles_nothing(
     while not done or crashes <= 2:
         if done:  # a slow machine gets further between two steps: begin again until enough was cut short
             await store.reset()
-        limits = {"chunk_rows": chance.choice([1, 7, 60]), "snapshot_records": chance.choice([3, 20])}
+        limits: dict[str, Any] = {"chunk_rows": chance.choice([1, 7, 60]), "snapshot_records": chance.choice([3, 20])}
         try:
             async with projecting(journal, store, snapshots, **limits) as projection:
                 work = asyncio.create_task(projection.catch_up())
@@ -502,7 +503,7 @@ async def test_two_projections_at_once_still_project_everything_once(
     await written(History(91), log, steps=60)
     wanted = await undisturbed(journal, store, tmp_path / "other")
     await store.create()
-    limits = {"chunk_rows": 5, "poll_s": (0.001, 0.01)}
+    limits: dict[str, Any] = {"chunk_rows": 5, "poll_s": (0.001, 0.01)}
     async with (
         projecting(journal, store, snapshots, **limits) as one,
         projecting(journal, store, snapshots, **limits) as two,
