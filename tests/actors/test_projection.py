@@ -19,7 +19,7 @@ from actors.projection import Limits, Projection
 from actors.recovery import Windows
 from storage import record
 from storage.events import Code, Kind
-from storage.journal import Corrupt, Writer
+from storage.journal import Corrupt, Journal, Writer
 from storage.journal.postgres import PostgresJournal
 from storage.listening import is_gone
 from storage.query_store import Chunk, Overtaken, QueryStore
@@ -35,7 +35,7 @@ TABLES = ("transfers", "outcomes", "entries", "account_changes")
 class Log:
     """Writes a history's records into a journal as shards would."""
 
-    def __init__(self, journal: PostgresJournal) -> None:
+    def __init__(self, journal: Journal) -> None:
         self.journal = journal
         self._readers = {p: record.Reader(journal, p, KEY) for p in range(PARTITIONS)}
         self._writers: dict[int, Writer] = {}

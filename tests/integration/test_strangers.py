@@ -5,6 +5,7 @@ The broker is somebody else's, behind SCRAM and TLS, so the program also enters 
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Iterator
@@ -14,14 +15,17 @@ from typing import Any
 import httpx
 import pytest
 
+from actors.recovery import Windows
 from cluster.demo import invented_cpf
 from cluster.services.kafka import KafkaServer
 from storage import ids
-from storage.events import SLOTS
+from storage.events import SLOTS, Code
 from storage.journal import Fenced, Stored
 from storage.journal.kafka import TOPIC, KafkaJournal
 from storage.journal.kafka_client import KafkaAddress
 from storage.record import encode_open
+from tests.actors.projection_history import FORGETFUL, PARTITIONS, History
+from tests.actors.test_projection import DEFAULT, Log, written
 from tests.conftest import free_port, running
 from tests.engine import Engine
 from tests.integration.strangers.balances import Balances, Found
@@ -208,3 +212,26 @@ async def test_a_reader_that_shares_no_code_with_ours_finds_every_balance_and_sk
     again = read()
     assert again.balances == told
     assert (again.void, again.records, again.sum) == (late, found.records, 0)
+
+
+@pytest.mark.parametrize("windows", [DEFAULT, FORGETFUL], ids=["", "ids come again"])
+async def test_a_stranger_finds_every_balance_also_while_payments_of_one_id_are_under_way(
+    kafka_address: KafkaAddress, tmp_path: Path, windows: Windows
+) -> None:
+    """The kernel's own balances, at any moment, of a history with all that can become of a payment."""
+    reader = Balances(tmp_path)
+    topic = f"strangers-{windows.id_window_ns}"
+    journal = KafkaJournal(kafka_address, topic)
+    await journal.create(PARTITIONS)
+    log, history = Log(journal), History(8, windows=windows)
+    for _ in range(3):
+        await written(history, log, steps=50, drain=False)
+        found = await asyncio.to_thread(reader.read, kafka_address.bootstrap, topic)
+        newest = {account: seen[-1][1] for account, seen in history.timeline.items()}
+        assert found.balances == {account: newest[account] for account in found.balances}
+        assert not any(amount for account, amount in newest.items() if account not in found.balances)
+        assert (found.in_flight, found.sum) == (len(history.flights), 0)
+    assert history.codes >= {Code.IN_FLIGHT, Code.LINKED_FAILED}
+    assert history.overtaken or windows == DEFAULT
+    await log.close()
+    await journal.close()
