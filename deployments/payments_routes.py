@@ -101,7 +101,8 @@ _BATCH_KEY: Final = Parameter(
 )  # fmt: skip
 _POSITION: Final = Parameter(
     "Razao-Position", "header",
-    "As a write answered it: wait until the answer includes that write. One that no write can have answered is refused.",
+    "As a write answered it: wait until the answer includes that write. One that no write can have answered is "
+    "refused.",
     {"type": "string", "pattern": "^[0-9]+:[0-9]+(,[0-9]+:[0-9]+)*$"},
 )  # fmt: skip
 _SUB: Final = Parameter("sub", "query", "Whose accounts; for operators.", {"type": "string"})

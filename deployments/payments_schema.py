@@ -22,6 +22,8 @@ METADATA_DEPTH_MAX: Final = 8
 _EXAMPLE_ID: Final = "01890a5d-ac96-774b-bcce-b302099a8171"  # in the slot of the example account
 _EXAMPLE_OTHER: Final = "4611686018427388929"
 
+_HOLD: Final = "Only reserve the amount; post or void it later. The payee is looked at when it is posted."
+
 EventId = Annotated[
     str,
     Meta(
@@ -86,15 +88,7 @@ class TransferRequest(Body):
     credit_account: AccountId
     amount: Amount
     id: EventId | UnsetType = UNSET
-    hold: (
-        Annotated[
-            bool,
-            Meta(
-                description="Only reserve the amount; post or void it later. The payee is looked at when it is posted."
-            ),
-        ]
-        | UnsetType
-    ) = UNSET
+    hold: Annotated[bool, Meta(description=_HOLD)] | UnsetType = UNSET
     expires_in: Annotated[int, Meta(description="Life of the hold in seconds.", examples=[3600])] | UnsetType = UNSET
     description: Description | UnsetType = UNSET
     metadata: Metadata | UnsetType = UNSET

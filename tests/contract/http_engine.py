@@ -65,7 +65,7 @@ class Engine:
     """Everything on one event loop in a thread of its own, so that tests can be plain functions."""
 
     def __init__(self, dsn: str, directory: Path, **settings: Any) -> None:
-        self._dsn = dsn
+        self.dsn = dsn
         self._directory = directory
         self._settings = settings
         self._started = threading.Event()
@@ -124,9 +124,9 @@ class Engine:
                 await end()
 
     async def _start_parts(self, ends: list[Callable[[], Coroutine[Any, Any, Any]]]) -> None:
-        pool = await asyncpg.create_pool(self._dsn, min_size=1, max_size=8)
+        pool = await asyncpg.create_pool(self.dsn, min_size=1, max_size=8)
         ends.append(pool.close)
-        journal = PostgresJournal(self._dsn)
+        journal = PostgresJournal(self.dsn)
         ends.append(journal.close)
         await journal.create(PARTITIONS)
         store, registry = QueryStore(pool), Registry(pool)
