@@ -148,7 +148,8 @@ def api_operations() -> tuple[Operation, ...]:
         Operation(
             "GET", "/v1/transfers/{id}", "getTransfer", "What became of a transfer",
             "As of the journal's end when the request comes, so whoever was told `unsure` learns the outcome here. "
-            "An id that a key gave may be used again once its 48 hours are over: the newest use is shown.",
+            "An id that a key gave may be used again once its 48 hours are over: the newest use is shown. Refunds lie "
+            "with the payee: to be sure that `refunded_amount` has one, send the `Razao-Position` of its answer.",
             transfers.get_transfer, "ledger:read", None, Transfer, 200, (_TRANSFER, _POSITION),
             (UNKNOWN_TRANSFER, NOT_CAUGHT_UP, UNSURE),
         ),
