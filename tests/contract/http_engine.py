@@ -138,7 +138,7 @@ class Engine:
             await self.start_shard(partition)
             ends.append(partial(self.stop_shard, partition))
         snapshots = SnapshotStore(self._directory / "snapshots", _CHAIN_KEY)
-        projection = Projection(journal, store, snapshots, chain_key=_CHAIN_KEY, capacity=CAPACITY)
+        projection = Projection(journal, store, snapshots, chain_key=_CHAIN_KEY)
         projecting = asyncio.create_task(projection.run())
 
         async def end_projection() -> None:
@@ -165,7 +165,7 @@ class Engine:
         peers = ShardClient(self._transport(), PARTITIONS, events=FrameType.LEGS)
         recovery = Recovery(
             partition, PARTITIONS, journal=self._journal, snapshots=None, chain_key=_CHAIN_KEY, name=name,
-            capacity=CAPACITY, known_dead=lambda _: True,
+            capacity=CAPACITY,
         )  # fmt: skip
         shard = Shard(recovery, peers, on_fatal=self.fatal.append)
         await shard.start()
