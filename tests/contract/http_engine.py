@@ -15,7 +15,7 @@ import asyncpg
 from actors.frames import FrameType
 from actors.ledger import Capacity
 from actors.projection import Projection
-from actors.recovery import Recovery
+from actors.recovery import Recovery, Windows
 from actors.shard import Shard
 from actors.shard_client import ShardClient
 from actors.shard_server import ShardServer
@@ -64,8 +64,10 @@ def new_database(server: PostgresServer, name: str) -> str:
 class Engine:
     """Everything on one event loop in a thread of its own, so that tests can be plain functions."""
 
-    def __init__(self, dsn: str, directory: Path, **settings: Any) -> None:
+    def __init__(self, dsn: str, directory: Path, *, windows: Windows | None = None, **settings: Any) -> None:
+        """`windows`: how long what is remembered; `settings`: of the application's `Services`."""
         self.dsn = dsn
+        self._windows = Windows() if windows is None else windows
         self._directory = directory
         self._settings = settings
         self._started = threading.Event()
@@ -165,7 +167,7 @@ class Engine:
         peers = ShardClient(self._transport(), PARTITIONS, events=FrameType.LEGS)
         recovery = Recovery(
             partition, PARTITIONS, journal=self._journal, snapshots=None, chain_key=_CHAIN_KEY, name=name,
-            capacity=CAPACITY,
+            capacity=CAPACITY, windows=self._windows,
         )  # fmt: skip
         shard = Shard(recovery, peers, on_fatal=self.fatal.append)
         await shard.start()
