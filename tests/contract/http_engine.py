@@ -140,7 +140,7 @@ class Engine:
             await self.start_shard(partition)
             ends.append(partial(self.stop_shard, partition))
         snapshots = SnapshotStore(self._directory / "snapshots", _CHAIN_KEY)
-        projection = Projection(journal, store, snapshots, chain_key=_CHAIN_KEY)
+        projection = Projection(journal, store, snapshots, chain_key=_CHAIN_KEY, windows=self._windows)
         projecting = asyncio.create_task(projection.run())
 
         async def end_projection() -> None:

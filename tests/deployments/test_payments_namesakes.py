@@ -71,7 +71,9 @@ def test_a_hold_is_ended_as_what_its_key_names_now(world: World, apart: bool) ->
     _, other = world.person_elsewhere(account, apart=apart)
     first = owner.post("/v1/transfers", transfer(account, other, 300, hold=True), idempotency_key="h").json()
     path = f"/v1/transfers/{first['id']}"
-    assert owner.post(f"{path}/post", {"amount": 250}).json()["posted_amount"] == 250
+    answer = owner.post(f"{path}/post", {"amount": 250})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["posted_amount"] == 250
     second = once_forgotten(owner, transfer(account, other, 100, hold=True), "h").json()
     assert second["id"] == first["id"]
     assert owner.get(path).json() == second
