@@ -25,9 +25,9 @@ Rows = npt.NDArray[np.void]
 
 
 def fresh_ids(rows: Rows, now_ns: int, rng: np.random.Generator) -> None:
-    """Give each row a UUIDv7 of its own."""
+    """Give each row a UUIDv7 of its own, in slot 0 as the accounts here are."""
     rows["id_hi"] = np.uint64(now_ns // 10**6 << 16 | 0x7000) | rng.integers(0, 0xFFF, len(rows), dtype=np.uint64)
-    rows["id_lo"] = rng.integers(0, 2**62, len(rows), dtype=np.uint64) | np.uint64(1 << 63)
+    rows["id_lo"] = rng.integers(0, 2**50, len(rows), dtype=np.uint64) << np.uint64(12) | np.uint64(1 << 63)
 
 
 def openings(start: int, count: int, now_ns: int) -> Rows:
