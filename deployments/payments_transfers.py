@@ -19,7 +19,6 @@ from deployments.json_body import decode
 from deployments.payments_call import (
     OPERATOR,
     Call,
-    Rows,
     check_amount,
     content_check,
     read_account,
@@ -413,18 +412,14 @@ async def _owns(call: Call, account: int) -> bool:
     """Whether the caller may act for an account. Its shard knows."""
     if call.actor == OPERATOR:
         return True
-    return account != SETTLEMENT and bool((await own_accounts(call, np.array([account], np.uint64)))[0])
-
-
-async def own_accounts(call: Call, accounts: Rows) -> Rows:
-    """(n,) u64 accounts → (n,) bool: which of them the caller may act for. The shards know."""
-    actors = np.full(len(accounts), call.actor, np.uint64)
+    if account == SETTLEMENT:
+        return False
+    one, actor = np.array([account], np.uint64), np.array([call.actor], np.uint64)
     try:
-        read = await call.services.client.read(accounts, actors, call.deadline)
+        read = await call.services.client.read(one, actor, call.deadline)
     except ShardUnavailable:
         raise ProblemError(UNAVAILABLE, "A shard does not answer") from None
-    own: Rows = read.states["code"] == Code.OK
-    return own
+    return bool(read.states["code"][0] == Code.OK)
 
 
 def _path_id(call: Call) -> Id:

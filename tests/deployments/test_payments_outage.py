@@ -74,6 +74,28 @@ def test_a_dead_shard_makes_answers_unsure_and_repeating_the_id_resolves_them(en
     assert owner.get(f"/v1/transfers/{body['id']}").json()["status"] == "settled"
 
 
+def test_a_shard_that_is_away_hurts_its_own_transfers_alone(engine: tuple[Engine, World]) -> None:
+    """What follows a transfer asks the shard that its id names, and no other one."""
+    made, world = engine
+    _, account = world.person()
+    payer, near = world.person_elsewhere(account, apart=True, amount=1000)
+    payee, other = world.person_elsewhere(near, apart=False)
+    hold = payer.post("/v1/transfers", transfer(near, account, 50, hold=True)).json()
+    away = int(account) % 2
+    made.run(made.stop_shard(away))
+    paid = payer.post("/v1/transfers", transfer(near, other, 300)).json()
+    for caller in (payer, payee):
+        assert caller.get(f"/v1/transfers/{paid['id']}").json() == paid
+    assert payee.post(f"/v1/transfers/{paid['id']}/refunds", {"amount": 100}).status_code == 201
+    assert payer.get(f"/v1/transfers/{hold['id']}").json() == hold  # its payee is away
+    assert payer.post(f"/v1/transfers/{hold['id']}/void").json()["status"] == "voided"
+    assert refused(payer.post(f"/v1/transfers/{hold['id']}/post"), 422, "not-held")["transfer_status"] == "voided"
+    refused(payer.get(f"/v1/transfers/{new_id(account)}"), 503, "unavailable")
+    at = paid["created_at"]
+    assert payer.get(f"/v1/accounts/{near}/balance?at={at}").json()["posted"] == 700
+    made.run(made.start_shard(away))
+
+
 def test_money_on_its_way_to_a_dead_shard_is_unsure_until_it_arrives(engine: tuple[Engine, World]) -> None:
     """Then GET tells the outcome, and the batch's too."""
     made, world = engine
