@@ -319,7 +319,7 @@ def new_book(
         raise ValueError(f"partition {partition} of {partitions}: the count must be a power of two up to {SLOTS}")
     if id_window_ns <= 0 or id_skew_ns < 0 or refund_window_ns <= 0:
         raise ValueError("windows must be positive")
-    base = min(max(capacity.ids.bit_length() - 2, 1), ID_BASE_MAX)
+    base = min(max(capacity.ids.bit_length() - 8, 1), ID_BASE_MAX)
     book = _allocate(capacity, partitions, base, {})
     meta = book.meta
     meta[FORMAT] = BOOK_FORMAT
