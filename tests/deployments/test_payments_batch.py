@@ -126,7 +126,7 @@ def test_a_refused_row_takes_its_chain_along_and_nobody_else(rows: list[tuple[bo
 
 
 @pytest.fixture
-def services(tmp_path: Path) -> Services:
+async def services(tmp_path: Path) -> Services:
     """Of which only the key of the ledger is used here."""
     return offline_services(ensure_keys(tmp_path))
 
@@ -154,7 +154,9 @@ def ids_of(rows: Any) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("key", [None, b"k"])
-def test_every_row_of_a_batch_gets_an_id_of_its_own_in_its_payers_slot(services: Services, key: bytes | None) -> None:
+async def test_every_row_of_a_batch_gets_an_id_of_its_own_in_its_payers_slot(
+    services: Services, key: bytes | None
+) -> None:
     """And none has the batch's own, whichever slots the payers have; the same request gets the same ids again."""
     call = batch_call(services, key)
     rows = np.zeros(10_000, EVENT)
@@ -176,7 +178,7 @@ def test_every_row_of_a_batch_gets_an_id_of_its_own_in_its_payers_slot(services:
     assert itself not in ids_of(moved)
 
 
-def test_a_keys_ids_are_secret_without_the_ledgers_key(services: Services) -> None:
+async def test_a_keys_ids_are_secret_without_the_ledgers_key(services: Services) -> None:
     """Another ledger, another subject, another key: other ids."""
     rows = np.zeros(1, EVENT)
     rows["debit"] = 5000
