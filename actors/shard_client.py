@@ -581,7 +581,7 @@ class ShardClient:
         if (found.states["code"] == Code.OVERLOADED).any():
             raise ShardUnavailable("a shard has too much to do")
         if (found.states["code"] == Code.NOT_SERVING).any():
-            raise ShardUnavailable("a shard does not believe its clock")
+            raise ShardUnavailable("a shard does not serve: its clock is not believed")
         return found
 
     async def heads(self, deadline: float) -> dict[int, int]:
@@ -595,7 +595,7 @@ class ShardClient:
         for _, positions in await asyncio.gather(*asked):
             merge_positions(heads, positions)
         if len(heads) < self.partitions:
-            raise ShardUnavailable("a shard does not believe its clock")
+            raise ShardUnavailable("a shard does not serve: its clock is not believed")
         return {partition: offset + 1 for partition, offset in heads.items()}
 
     async def stats(self, deadline: float) -> list[ShardStats]:
