@@ -444,7 +444,7 @@ async def test_recovery_goes_on_from_a_snapshot_and_passes_over_a_damaged_one(on
         reader = Reader(one.journal, 0, CHAIN_KEY)
         last = [found async for found in reader.records()][-1]
         arrays = ledger.dump(running.shard.book)
-        saved = store.save(0, reader.position, arrays, {"last_ns": int(last.rows["at"][-1])})
+        saved = store.save(0, reader.position, arrays, {"last_ns": int(last.rows["at"][-1]), "rules": ledger.RULES})
     await one.apply(event(Kind.TRANSFER, A, B, 1))
     digest = ledger.digest(running.shard.book)
     await running.crash()

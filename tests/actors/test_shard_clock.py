@@ -195,11 +195,14 @@ async def test_an_operator_lets_a_shard_go_on_with_the_clock_it_has(one: Ledger)
     await running.crash()
     clock.wall_offset_s = 13 * HOUR_S
     running = await one.start(0, clock=clock)
-    assert await one.code(event(Kind.TRANSFER, A, B, 1)) == Code.NOT_SERVING
+    fresh = one.new_client()
+    refused = await fresh.apply(event(Kind.TRANSFER, A, B, 1), None, time.monotonic() + 5)
+    assert refused.results["code"][0] == Code.NOT_SERVING
     stats = await one.client.accept_clock(0, time.monotonic() + 5)
     assert stats.clock_ahead_s == 0
     await until(lambda: ledger.stats(running.shard.book).holds == 0)
     assert await one.available(A) == 1_000
+    await fresh.close()
 
 
 async def test_outcomes_and_legs_wait_for_the_clock_and_nothing_is_lost(database: str) -> None:
