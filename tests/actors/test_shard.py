@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from actors import ledger
+from actors.frames import FrameProtocol
 from actors.recovery import saved_in
 from actors.shard import Replies, ShardLimits
 from actors.shard_client import ShardClient, ShardUnavailable, States
@@ -284,6 +285,35 @@ async def test_a_full_queue_answers_overloaded_and_goes_on(one: Ledger) -> None:
     assert await one.available(A) == 1_000 - 1 - 60
     for client in clients:
         await client.close()
+
+
+async def test_a_payment_that_was_done_is_never_called_overloaded(one: Ledger) -> None:
+    gated = GatedJournal(one.journal)
+    running = await one.start(0, journal=gated, limits=ShardLimits(queue_rows=20))
+    await one.fund(A, B)
+    gated.gate.clear()
+    gated.waiting.clear()
+    row = event(Kind.TRANSFER, A, B, 1)
+    call = asyncio.ensure_future(one.apply(row))
+    await gated.waiting.wait()
+    other = one.new_client()
+    full = asyncio.ensure_future(
+        other.apply(np.concatenate([event(Kind.TRANSFER, A, B, 10**9)] * 20), None, time.monotonic() + 10)
+    )
+    await until(lambda: asked(running) == 1)
+    link = one.client._lanes[0]._link
+    assert isinstance(link, FrameProtocol)
+    assert link.transport is not None
+    here = link.transport.get_extra_info("sockname")
+    for stream in list(running.server.streams):
+        if stream.transport is not None and stream.transport.get_extra_info("peername") == here:
+            stream.malformed()  # the link is lost after the row arrived; it is sent again into a full queue
+    assert (await call).results["code"][0] == Code.UNSURE
+    gated.gate.set()
+    await full
+    assert await one.code(row) == Code.OK
+    assert await one.available(A) == 999
+    await other.close()
 
 
 async def test_reads_are_bounded_apart_from_payments_and_each_streams_apart_from_the_others(one: Ledger) -> None:

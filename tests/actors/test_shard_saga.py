@@ -113,6 +113,26 @@ async def test_holds_posts_and_refunds_cross_shards(two: Ledger) -> None:
     await settled(two)
 
 
+async def test_what_goes_in_flight_is_found_without_a_look_at_all_that_is(
+    two: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await two.start(0, limits=ShardLimits(wait_s=0.1))
+    await two.start(1)
+    await two.fund(A, B)
+    await two.shards[1].crash()
+    monkeypatch.setattr(ledger, "in_flight", None)  # which walks everything
+    assert set((await two.apply(*(event(Kind.TRANSFER, A, B, 1) for _ in range(20)))).results["code"]) == {Code.UNSURE}
+    hold = event(Kind.HOLD, A, B, 200, span=60 * SECOND_NS)
+    assert await two.code(hold) == Code.OK
+    post = event(Kind.POST, A, B, 150, ref_hi=hold["id_hi"][0], ref_lo=hold["id_lo"][0])
+    assert await two.code(post) == Code.UNSURE
+    assert two.shards[0].shard.serving
+    monkeypatch.undo()
+    await two.start(1)
+    await settled(two)
+    assert (await two.available(A), await two.available(B)) == (830, 1_170)
+
+
 async def test_local_transfers_of_a_batch_are_answered_while_others_wait_for_another_shard(two: Ledger) -> None:
     gated = GatedJournal(two.journal)
     await two.start(0)

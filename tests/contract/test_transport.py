@@ -149,7 +149,7 @@ async def test_one_transfer_and_its_repeat(way: Way) -> None:
     first = await way.apply(row)
     again = await way.apply(row)
     assert first.results["code"][0] == again.results["code"][0] == Code.OK
-    assert first.results["at"][0] == again.results["at"][0]
+    assert first.results["at"][0] // 1000 * 1000 == again.results["at"][0]  # as it is remembered
     assert (first.results["flags"][0], again.results["flags"][0]) == (0, ResultFlag.REPLAYED)
     assert await way.available() == [990, 1_000, 1_010]
 
