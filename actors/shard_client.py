@@ -155,8 +155,9 @@ class _Call:
         if self.waiting == 0:
             self.future.set_result((answers, self.positions))
 
-    def part_later(self, part: _Part, rows: Array) -> None:
+    def part_later(self, part: _Part, rows: Array, positions: dict[int, int]) -> None:
         """Some rows of a part are final, the IN_FLIGHT ones are not: keep what is, in case the deadline comes."""
+        merge_positions(self.positions, positions)
         final = rows["code"] != Code.IN_FLIGHT
         places = np.arange(part.count) if part.places is None else part.places
         self.collect()[places[final]] = rows[final]
@@ -362,7 +363,7 @@ class _Lane:
             if part.pending == part.count:
                 continue
             if part.pending:
-                part.call.part_later(part, rows[part.start : end])
+                part.call.part_later(part, rows[part.start : end], positions)
             else:
                 part.call.part_done(part, rows[part.start : end], positions)
 
@@ -403,7 +404,7 @@ class _Lane:
                 batch.open_parts -= 1
                 part.call.part_done(part, own, batch.positions)
             else:
-                part.call.part_later(part, own)
+                part.call.part_later(part, own, batch.positions)
 
     def lost(self, link: Link) -> None:
         """See `Receiver`: everything unanswered is sent again on the next link."""

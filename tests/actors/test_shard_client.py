@@ -223,3 +223,17 @@ async def test_events_of_every_kind_go_where_their_ids_say_and_an_id_that_says_n
     assert codes[:3] == [Code.CHAIN_REFUSED, Code.INVALID_ID, Code.CHAIN_REFUSED]
     assert codes[3:] == [Code.NOT_LINKABLE, Code.NOT_LINKABLE, Code.INVALID_ID]
     await client.close()
+
+
+async def test_what_is_told_at_the_deadline_comes_with_the_positions_it_is_seen_at() -> None:
+    wires = Wires()
+    client = ShardClient(wires, 1)
+    rows = np.concatenate([event(Kind.TRANSFER, account(0, 1), account(0, 2), n) for n in (1, 2, 3)])
+    call = asyncio.create_task(client.apply(rows, None, time.monotonic() + 0.5))
+    wire = await wires.latest(0, 1)
+    wire.say(FrameType.RESULTS, wire.sent[0][0], [Code.OK, Code.IN_FLIGHT, Code.IN_FLIGHT], 5)
+    wire.say(FrameType.LATER, wire.sent[0][0], [Code.OK], 6, 1)
+    outcome = await call
+    assert outcome.results["code"].tolist() == [Code.OK, Code.OK, Code.UNSURE]
+    assert outcome.positions == {0: 6}
+    await client.close()
