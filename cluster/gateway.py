@@ -40,11 +40,13 @@ from deployments.problems import MEDIA_TYPE, Problem
 _log = logging.getLogger(__name__)
 
 _BUFFER_BYTES: Final = 64 * 1024
-"""HAProxy's buffer: a request that fits (less its header and 2 KiB) is complete before a replica sees it, and can be
-sent again when a replica dies."""
+"""HAProxy's buffer: a request that fits (less its header and 2 KiB) is complete before a replica sees it. Lost with its
+replica, it is sent again if it is a read, and told to be `unsure` if not."""
 
 _CHUNKED_BYTES: Final = 32 * 1024
 """The largest chunked body. Below what the buffer has left beside the longest header, so that fitting is certain."""
+
+_UNANSWERED: Final = "The request was sent, or may have been, and no answer came back."
 
 _HEADER_BYTES_MAX: Final = _BUFFER_BYTES - _CHUNKED_BYTES - 8 * 1024
 
@@ -119,7 +121,7 @@ class GatewayConfig:
     body_timeout_s: float = 10  # for a body that fits the buffer
     client_timeout_s: float = 30  # without a byte from, or taken by, a client
     keep_alive_timeout_s: float = 65  # between two requests
-    connect_timeout_s: float = 1
+    connect_timeout_s: float = 2.5  # a replica that leaves drops attempts; the kernel repeats them after a second
     queue_timeout_s: float = 5
     server_timeout_s: float = 15  # longer than the application's own deadline, whose answer is better than ours
     stop_timeout_s: float = 10  # for requests in progress at a stop
@@ -160,7 +162,8 @@ def render(config: GatewayConfig) -> str:
         chunked_bytes=_CHUNKED_BYTES,
         secret=config.secret,
         timeout=_answer(problems.TIMEOUT, "The rest of the request did not come."),
-        unsure=_answer(problems.UNSURE, "The request was sent, or may have been, and no answer came back."),
+        unsure=_answer(problems.UNSURE, _UNANSWERED),
+        lost=_answer(problems.UNSURE, _UNANSWERED, request_id="%[req.hdr(x-request-id)]"),
         too_many=_answer(problems.OVERLOADED, "Too many requests came from this address."),
         malformed=_answer(problems.MALFORMED, "The method, the target, the version or the host is not acceptable."),
         headers_too_large=_answer(problems.HEADERS_TOO_LARGE, f"Headers may have {header_bytes} bytes."),
@@ -250,12 +253,12 @@ def _closed(application: Application) -> str:
     return f"    http-request return status 404 {closed} if {_below(application)}"
 
 
-def _answer(problem: Problem, detail: str) -> str:
+def _answer(problem: Problem, detail: str, *, request_id: str = "%ID") -> str:
     """The arguments of `http-error` and `http-request return` after the status."""
     document = {"type": problem.type, "title": problem.title, "status": problem.status, "detail": detail}
     text = json.dumps(document).replace("'", "\\u0027").replace("%", "%%")
     retry = f"hdr Retry-After {problem.retry_after_s} " if problem.retry_after_s else ""
-    return f'{retry}content-type {MEDIA_TYPE} lf-string \'{text[:-1]}, "request_id": "%ID"}}\''
+    return f'{retry}content-type {MEDIA_TYPE} lf-string \'{text[:-1]}, "request_id": "{request_id}"}}\''
 
 
 def _route(application: Application) -> str:
@@ -271,15 +274,22 @@ def _below(application: Application) -> str:
 
 
 def _backend(application: Application, queue_max: int) -> str:
-    """Refuse without sending where that is certain: the answer then may say that nothing happened."""
+    """Refuse without sending where that is certain: the answer then may say that nothing happened.
+
+    Every request goes to the replicas first. One that is lost is to go to another server, which is `lost`, unless it is a
+    read and so bound to the replicas.
+    """
     forbidden = _answer(problems.FORBIDDEN, "This address may not use the service.")
     overloaded = _answer(problems.OVERLOADED, "Too many requests wait already.")
     unavailable = _answer(problems.UNAVAILABLE, "No replica of the service is up.")
     lines = [
         f"backend {application.name} from common",
-        f"    http-request return status 503 {unavailable} if {{ nbsrv({application.name}) eq 0 }}",
+        f"    http-request return status 503 {unavailable} if !{{ srv_is_up({application.name}/replicas) }}",
         f"    http-request return status 429 {overloaded} if {{ queue({application.name}) ge {queue_max} }}",
+        "    force-persist if METH_GET",
+        "    use-server replicas if TRUE",
         f"    server replicas {_bind(application.host, application.port)}",
+        "    server lost unix@lost.sock no-check maxconn 0",
     ]
     if application.networks:
         allowed = " ".join(application.networks)
