@@ -276,8 +276,8 @@ def _below(application: Application) -> str:
 def _backend(application: Application, queue_max: int) -> str:
     """Refuse without sending where that is certain: the answer then may say that nothing happened.
 
-    Every request goes to the replicas first. One that is lost is to go to another server, which is `lost`, unless it is a
-    read and so bound to the replicas.
+    Every request goes to the replicas first. One that is lost has to go to another server, which is `lost`, unless it is
+    a read and so bound to the replicas.
     """
     forbidden = _answer(problems.FORBIDDEN, "This address may not use the service.")
     overloaded = _answer(problems.OVERLOADED, "Too many requests wait already.")

@@ -189,8 +189,7 @@ LINKED_FAILED: Final = Problem(
     "linked-failed",
     422,
     "Another transfer of the chain was refused",
-    "Linked transfers happen all or not at all. None of this chain's did; the one that was refused for its own sake says "
-    "why.",
+    "Linked transfers happen all or not at all. None of this chain's did; the one refused for its own sake says why.",
 )
 NOT_LINKABLE: Final = Problem(
     "not-linkable",

@@ -133,7 +133,7 @@ class Quotas:
         return max(rows / allowance.rows_rate, refused / allowance.refused_rate, 0.0)
 
     def _make_room(self, now: float) -> None:
-        """Let off who owes the least. What is under way keeps its place: there are few of those, admission sees to it."""
+        """Let off who owes the least. What is under way keeps its place; admission sees to it that it is little."""
         debts = (
             (subject, max(rows - now, 0) + max(refused - now, 0))
             for subject, (rows, refused, under_way) in self._owing.items()
