@@ -79,6 +79,8 @@ class Application:
     host: str = "127.0.0.1"
     prefixes: tuple[str, ...] = ()  # of the path; the one application without any takes what is left
     networks: tuple[str, ...] = ()  # who may come in, by the connection's true source; empty: everybody
+    apart: tuple[str, ...] = ()  # paths that neither wait for requests nor take their place: answers that last, health
+    replicas: int = 1  # at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +112,11 @@ class GatewayConfig:
     connections_max: int = 4096
     connections_per_address: int = 2048
     per_address_rate: int = 200_000  # requests in ten seconds
-    in_flight_max: int = 1024  # requests per application at its replicas
-    queue_max: int = 2048  # requests per application that wait for them; more are refused
+    # At the replicas of an application, for each that there may be, reads and writes apart. It is enough to keep one busy,
+    # and less than its own limit: what waits here costs nothing, what waits there costs as much as the work itself.
+    in_flight_max: int = 256
+    apart_max: int = 1024  # of what is kept apart, per application
+    queue_max: int = 2048  # requests per application that wait for its replicas, reads and writes apart
     body_bytes_max: int = 8 * 1024 * 1024
     header_bytes_max: int = 16 * 1024
     headers_max: int = 64
@@ -151,7 +156,6 @@ def render(config: GatewayConfig) -> str:
         client_timeout=_ms(config.client_timeout_s),
         server_timeout=_ms(config.server_timeout_s),
         queue_timeout=_ms(config.queue_timeout_s),
-        in_flight=config.in_flight_max,
         http_bind=_bind(config.host, config.http_port),
         tls_bind=_tls_bind(config),
         connections_per_address=config.connections_per_address,
@@ -175,7 +179,7 @@ def render(config: GatewayConfig) -> str:
         routes="\n".join(_route(application) for application in config.applications),
         closed="\n".join(_closed(door.application) for door in config.doors),
         doors="\n\n".join(_frontend(config.host, door) for door in config.doors),
-        backends="\n\n".join(_backend(application, config.queue_max) for application in applications),
+        backends="\n\n".join(_backend(application, config) for application in applications),
     )
 
 
@@ -273,27 +277,37 @@ def _below(application: Application) -> str:
     return f"{{ path {exact} }} or {{ path_beg {below} }}"
 
 
-def _backend(application: Application, queue_max: int) -> str:
+def _backend(application: Application, config: GatewayConfig) -> str:
     """Refuse without sending where that is certain: the answer then may say that nothing happened.
 
-    Every request goes to the replicas first. One that is lost has to go to another server, which is `lost`, unless it is
-    a read and so bound to the replicas.
+    Writes, reads and what is kept apart are three servers, though they are the same replicas: each has its own number of
+    requests in flight, and its own queue, so that none takes the others' place. A write that is lost has to go to another
+    server, and only `lost` has weight enough to be one; a read is bound to its own.
     """
+    name, address = application.name, _bind(application.host, application.port)
     forbidden = _answer(problems.FORBIDDEN, "This address may not use the service.")
     overloaded = _answer(problems.OVERLOADED, "Too many requests wait already.")
     unavailable = _answer(problems.UNAVAILABLE, "No replica of the service is up.")
+    in_flight = config.in_flight_max * application.replicas
+    apart = " ".join(application.apart)
+    reads = f"METH_GET !{{ path {apart} }}" if apart else "METH_GET"
+    beside = f"{address} no-check track {name}/writes weight 0"
     lines = [
-        f"backend {application.name} from common",
-        f"    http-request return status 503 {unavailable} if !{{ srv_is_up({application.name}/replicas) }}",
-        f"    http-request return status 429 {overloaded} if {{ queue({application.name}) ge {queue_max} }}",
+        f"backend {name} from common",
+        *([f"    http-request return status 403 {forbidden} if !{{ src {' '.join(application.networks)} }}"]
+          if application.networks else []),
+        f"    http-request return status 503 {unavailable} if !{{ srv_is_up({name}/writes) }}",
+        f"    http-request return status 429 {overloaded} if {reads} {{ srv_queue({name}/reads) ge {config.queue_max} }}",
+        f"    http-request return status 429 {overloaded} if !METH_GET {{ srv_queue({name}/writes) ge {config.queue_max} }}",
         "    force-persist if METH_GET",
-        "    use-server replicas if TRUE",
-        f"    server replicas {_bind(application.host, application.port)}",
-        "    server lost unix@lost.sock no-check maxconn 0",
-    ]
-    if application.networks:
-        allowed = " ".join(application.networks)
-        lines.insert(1, f"    http-request return status 403 {forbidden} if !{{ src {allowed} }}")
+        *([f"    use-server apart if {{ path {apart} }}"] if apart else []),
+        "    use-server reads if METH_GET",
+        "    use-server writes if TRUE",
+        f"    server writes {address} weight 0 maxconn {in_flight}",
+        f"    server reads {beside} maxconn {in_flight}",
+        *([f"    server apart {beside} maxconn {config.apart_max}"] if apart else []),
+        "    server lost unix@lost.sock no-check",
+    ]  # fmt: skip
     return "\n".join(lines)
 
 

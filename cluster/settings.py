@@ -174,7 +174,7 @@ class Settings(BaseSettings):
         10**15,
         ge=1,
         le=AMOUNT_MAX,
-        description="Most centavos that one deposit may bring; 10**15 are ten trillion reais, about Brazil's GDP of a year.",
+        description="Most centavos that one deposit may bring; 10**15 are about Brazil's GDP of a year.",
     )
     repeated_tax_ids: bool = Field(False, description="Accept CPFs of one repeated digit, as in capacity tests.")
     subject_rows_rate: float = Field(
