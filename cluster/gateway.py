@@ -112,8 +112,8 @@ class GatewayConfig:
     connections_max: int = 4096
     connections_per_address: int = 2048
     per_address_rate: int = 200_000  # requests in ten seconds
-    # At the replicas of an application, for each that there may be, reads and writes apart. It is enough to keep one busy,
-    # and less than its own limit: what waits here costs nothing, what waits there costs as much as the work itself.
+    # Reads, and as many writes, at an application's replicas, for each that there may be. It keeps one busy and is less
+    # than what it takes itself: to wait here costs nothing, to wait there costs as much again as the work.
     in_flight_max: int = 256
     apart_max: int = 1024  # of what is kept apart, per application
     queue_max: int = 2048  # requests per application that wait for its replicas, reads and writes apart
@@ -280,15 +280,15 @@ def _below(application: Application) -> str:
 def _backend(application: Application, config: GatewayConfig) -> str:
     """Refuse without sending where that is certain: the answer then may say that nothing happened.
 
-    Writes, reads and what is kept apart are three servers, though they are the same replicas: each has its own number of
-    requests in flight, and its own queue, so that none takes the others' place. A write that is lost has to go to another
-    server, and only `lost` has weight enough to be one; a read is bound to its own.
+    Writes, reads and what is kept apart are three servers, though they are the same replicas: each has its own number
+    of requests in flight, and its own queue, so that none takes the others' place. A write that is lost has to go to
+    another server, and only `lost` has weight enough to be one; a read is bound to its own.
     """
     name, address = application.name, _bind(application.host, application.port)
     forbidden = _answer(problems.FORBIDDEN, "This address may not use the service.")
     overloaded = _answer(problems.OVERLOADED, "Too many requests wait already.")
     unavailable = _answer(problems.UNAVAILABLE, "No replica of the service is up.")
-    in_flight = config.in_flight_max * application.replicas
+    in_flight, full = config.in_flight_max * application.replicas, config.queue_max
     apart = " ".join(application.apart)
     reads = f"METH_GET !{{ path {apart} }}" if apart else "METH_GET"
     beside = f"{address} no-check track {name}/writes weight 0"
@@ -297,8 +297,8 @@ def _backend(application: Application, config: GatewayConfig) -> str:
         *([f"    http-request return status 403 {forbidden} if !{{ src {' '.join(application.networks)} }}"]
           if application.networks else []),
         f"    http-request return status 503 {unavailable} if !{{ srv_is_up({name}/writes) }}",
-        f"    http-request return status 429 {overloaded} if {reads} {{ srv_queue({name}/reads) ge {config.queue_max} }}",
-        f"    http-request return status 429 {overloaded} if !METH_GET {{ srv_queue({name}/writes) ge {config.queue_max} }}",
+        f"    http-request return status 429 {overloaded} if {reads} {{ srv_queue({name}/reads) ge {full} }}",
+        f"    http-request return status 429 {overloaded} if !METH_GET {{ srv_queue({name}/writes) ge {full} }}",
         "    force-persist if METH_GET",
         *([f"    use-server apart if {{ path {apart} }}"] if apart else []),
         "    use-server reads if METH_GET",

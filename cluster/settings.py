@@ -160,7 +160,7 @@ class Settings(BaseSettings):
         ge=1,
         description="Most replicas of the payments application. Default: half as many as there are cores.",
     )
-    requests_max: int = Field(512, ge=1, description="Requests in progress per replica; more wait.")
+    requests_max: int = Field(512, ge=2, description="Requests in progress per replica, half of them reads; more wait.")
     requests_waiting_max: int = Field(1024, ge=0, description="Requests waiting per replica; more get 429.")
     deadline_s: float = Field(10.0, gt=0, description="How long a request may take before its outcome is 'unsure'.")
     shard_queue_max: int = Field(131_072, ge=1, description="Events waiting per shard; more get 429.")

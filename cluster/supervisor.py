@@ -272,6 +272,7 @@ class Supervisor:
             secret=plan.secrets.gateway_secret,
             run_dir=self.data.run,
             per_address_rate=settings.per_address_rate,
+            in_flight_max=max(1, settings.requests_max // 2),
         )
 
     def _make_certificate(self, tls_port: int) -> Path | None:
