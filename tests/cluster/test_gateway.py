@@ -583,10 +583,11 @@ def test_a_full_queue_is_429_and_the_waiting_ones_are_served_and_it_is_not_the_o
     build: Callable[..., Site], waits: str
 ) -> None:
     site = build(in_flight_max=1, queue_max=1, client_timeout_s=PATIENCE_S)
-    ask, other = (site.get, lambda path: site.post(path, b"{}"))
-    server = "reads"
-    if waits == "POST":
-        ask, other, server = other, ask, "writes"
+
+    def write(path: str) -> Answer:
+        return site.post(path, b"{}")
+
+    ask, other, server = (site.get, write, "reads") if waits == "GET" else (write, site.get, "writes")
     first = in_background(lambda: ask("/hold"))
     wait_until(lambda: site.seen("/hold"), "the replica got the first")
     second = in_background(lambda: ask("/x"))
