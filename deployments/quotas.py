@@ -119,8 +119,14 @@ class Quotas:
         if owing[_UNDER_WAY] <= 0 and owing[_ROWS] <= now and owing[_REFUSED] <= now:
             del self._owing[subject]
 
-    def told_results(self, subject: str, results: npt.NDArray[Any] | None, rows: int, *, operator: bool) -> None:
-        """The same from (n,) RESULT; None: it is not known what became of them."""
+    def told_one(self, subject: str, code: int, flags: int, *, operator: bool) -> None:
+        """The same of one row, from its RESULT."""
+        fresh = not flags & _REPLAYED
+        refused = fresh and _IN_FLIGHT < code < _STATELESS
+        self.told(subject, 1, settled=fresh and code == _OK, refused=refused, operator=operator)
+
+    def told_all(self, subject: str, results: npt.NDArray[Any] | None, rows: int, *, operator: bool) -> None:
+        """The same of `rows` rows, from (rows,) RESULT; None: it is not known what became of them."""
         settled, refused = (0, 0) if results is None else counts(results)
         self.told(subject, rows, settled=settled, refused=refused, operator=operator)
 

@@ -174,6 +174,39 @@ def test_repeats_and_refusals_without_effect_are_counted_neither_settled_nor_ref
     assert counts(results) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    ("code", "flags", "more"),
+    [
+        (Code.OK, 0, 21),
+        (Code.INSUFFICIENT_FUNDS, 0, 19),
+        (Code.INSUFFICIENT_FUNDS, ResultFlag.REPLAYED, 20),
+        (Code.ID_CONFLICT, 0, 20),
+        (Code.UNSURE, 0, 20),
+    ],
+)
+def test_one_row_counts_as_a_batch_of_one_does(desk: Desk, code: Code, flags: int, more: int) -> None:
+    """`more`: how many refusals fit in after it, when one more had been refused before."""
+    results = np.zeros(1, RESULT)
+    results["code"], results["flags"] = code, flags
+    for subject in ("one", "batch"):
+        desk.send(subject, refused=1)
+        assert desk.quotas.take(subject, 1, operator=False) is None
+    desk.quotas.told_one("one", int(code), int(flags), operator=False)
+    desk.quotas.told_all("batch", results, 1, operator=False)
+    for subject in ("one", "batch"):
+        sent = 0
+        while desk.send(subject, refused=1):
+            sent += 1
+        assert sent + 1 == more
+
+
+def test_what_is_not_learnt_leaves_its_place(desk: Desk) -> None:
+    desk.quotas.take("ana", 20, operator=False)
+    desk.quotas.told_all("ana", None, 20, operator=False)
+    assert len(desk.quotas) == 1  # the rows are still owed, the refusals not
+    assert desk.send("ana", 20, refused=20)
+
+
 def test_who_is_beyond_is_told_to_wait_in_whole_seconds() -> None:
     problem = exceeded(1.2)
     assert problem.problem is QUOTA_EXCEEDED
