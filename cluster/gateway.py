@@ -46,6 +46,9 @@ replica, it is sent again if it is a read, and told to be `unsure` if not."""
 _CHUNKED_BYTES: Final = 32 * 1024
 """The largest chunked body. Below what the buffer has left beside the longest header, so that fitting is certain."""
 
+_QUOTA_ANSWERS: Final = 10
+"""So often in a second a replica tells a caller that it is beyond its quota; more of its writes are refused here."""
+
 _UNANSWERED: Final = "The request was sent, or may have been, and no answer came back."
 
 _HEADER_BYTES_MAX: Final = _BUFFER_BYTES - _CHUNKED_BYTES - 8 * 1024
@@ -168,6 +171,8 @@ def render(config: GatewayConfig) -> str:
         timeout=_answer(problems.TIMEOUT, "The rest of the request did not come."),
         unsure=_answer(problems.UNSURE, _UNANSWERED),
         lost=_answer(problems.UNSURE, _UNANSWERED, request_id="%[req.hdr(x-request-id)]"),
+        beyond=_answer(problems.QUOTA_EXCEEDED, "You have sent more than your share."),
+        quota_answers=_QUOTA_ANSWERS,
         too_many=_answer(problems.OVERLOADED, "Too many requests came from this address."),
         malformed=_answer(problems.MALFORMED, "The method, the target, the version or the host is not acceptable."),
         headers_too_large=_answer(problems.HEADERS_TOO_LARGE, f"Headers may have {header_bytes} bytes."),

@@ -161,6 +161,6 @@ def counts(results: npt.NDArray[Any]) -> tuple[int, int]:
 def exceeded(wait_s: float) -> ProblemError:
     """The 429 for who has to wait so long."""
     after = max(1, math.ceil(wait_s))
-    return ProblemError(
-        QUOTA_EXCEEDED, f"You have sent more than your share. Wait {after} s.", headers={"retry-after": str(after)}
-    )
+    # `razao-quota` is for the gateway, which takes over when somebody keeps on asking.
+    headers = {"retry-after": str(after), "razao-quota": "exceeded"}
+    return ProblemError(QUOTA_EXCEEDED, f"You have sent more than your share. Wait {after} s.", headers=headers)

@@ -625,6 +625,22 @@ def test_waiting_too_long_for_a_replica_is_503(build: Callable[..., Site]) -> No
     assert first().status == 200
 
 
+def test_who_keeps_on_writing_beyond_its_quota_is_refused_by_the_gateway_and_nobody_else(site: Site) -> None:
+    def write(path: str, token: str) -> Answer:
+        return site.send(post(path, b"{}").replace(b"Host", f"Authorization: Bearer {token}\r\nHost".encode()))
+
+    answers = [write("/beyond", "greedy") for _ in range(100)]
+    assert {answer.status for answer in answers} == {429}
+    assert not any("razao-quota" in answer.headers for answer in answers)
+    assert len(site.seen("/beyond")) < 50
+    assert_problem(answers[-1], 429, problems.QUOTA_EXCEEDED)
+    assert write("/x", "other").status == 200
+    assert site.post("/x", b"{}").status == 200
+    reading = site.send(b"GET /x HTTP/1.1\r\nHost: razao\r\nAuthorization: Bearer greedy\r\n\r\n")
+    assert reading.status == 200
+    wait_until(lambda: write("/x", "greedy").status == 200, "it may ask again a second later")
+
+
 # Replicas that die, hang or talk nonsense
 
 

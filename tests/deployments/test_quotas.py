@@ -212,6 +212,7 @@ def test_who_is_beyond_is_told_to_wait_in_whole_seconds() -> None:
     assert problem.problem is QUOTA_EXCEEDED
     assert problem.status == 429
     assert problem.headers["retry-after"] == "2"
+    assert "razao-quota" in problem.headers  # the gateway goes by it
     assert exceeded(0.0).headers["retry-after"] == "1"
 
 
