@@ -39,7 +39,9 @@ def up(
     port: Annotated[int | None, typer.Option(help="HTTP port; 0 picks a free one.  [default: 8000]")] = None,
     tls_port: Annotated[int | None, typer.Option(help="HTTPS port; 0: no HTTPS.  [default: 8443]")] = None,
     vault_port: Annotated[int | None, typer.Option(help="The vault's port; 0: no vault.  [default: 8444]")] = None,
-    shards: Annotated[int | None, typer.Option(help="Shards of a new ledger, a power of two.  [default: 2]")] = None,
+    shards: Annotated[
+        int | None, typer.Option(help="Shards of a new ledger, a power of two.  [default: by the cores]")
+    ] = None,
     journal: Annotated[JournalKind | None, typer.Option(help="Where the journal lies.  [default: postgres]")] = None,
     demo: Annotated[bool, typer.Option("--demo", help="Run the demo once when ready.")] = False,
 ) -> None:
