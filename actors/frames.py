@@ -17,9 +17,10 @@ from typing import Any, Final, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
-from storage.events import ACCOUNT, EVENT, RESULT, Flag, Kind
+from storage.events import ACCOUNT, EVENT, RESULT, Code, Flag, Kind
+from storage.found import Found, not_told
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Of this protocol; both ends must speak the same."""
 
 ROWS_MAX: Final = 8_190
@@ -41,6 +42,9 @@ _RESULTS_HEAD: Final = struct.Struct("<IB3xQIHxx")  # a header and what an answe
 _ROWS: Final = struct.Struct("<II")
 _ANSWER: Final = struct.Struct("<IHxx")
 _POSITION: Final = struct.Struct("<qq")
+_FOUND: Final = struct.Struct("<IIqH6x")  # ids, rows, head, code
+_FOUND_OF: Final = struct.Struct("<qQIHxx")  # since, account, rows, owned
+_FOUND_NOTES: Final = 4 << 20
 _HELLO: Final = struct.Struct("<5sxHHHxxQH")
 _WELCOME: Final = struct.Struct("<HxxxxxxQ")
 _MAGIC: Final = b"RAZAO"
@@ -72,11 +76,14 @@ class FrameType(IntEnum):
     STATES = 10
     STATS_ANSWER = 11
     CLOCK = 12  # an operator accepts what the shard's clock says; answered as STATS
+    FIND = 13  # what has been done lately about ids
+    FOUND = 14
 
 
 _LEGS: Final = FrameType.LEGS
 _RESULTS: Final = int(FrameType.RESULTS)
 _TYPES: Final = {int(kind): kind for kind in FrameType}
+_CODES: Final = frozenset(map(int, Code))
 
 
 class Malformed(Exception):  # noqa: N818
@@ -256,6 +263,79 @@ def decode_read(payload: Buffer) -> tuple[Array, Array]:
         raise Malformed("read of a wrong length")
     pairs = np.frombuffer(payload, np.uint64, 2 * count, _ROWS.size).reshape(count, 2)
     return pairs[:, 0].copy(), pairs[:, 1].copy()
+
+
+def encode_find(request: int, asked: Sequence[Buffer]) -> bytes:
+    """FIND: `asked` are the bytes of (id high, id low, actor) triples of u64."""
+    return frame(FrameType.FIND, request, _ROWS.pack(sum(map(len, asked)) // 24, 0), *asked)
+
+
+def decode_find(payload: Buffer) -> Array:
+    """(n, 3) u64: ids and actors."""
+    if len(payload) < _ROWS.size:
+        raise Malformed("short find")
+    count, _ = _ROWS.unpack_from(payload)
+    if not 0 < count <= ROWS_MAX or len(payload) != _ROWS.size + 24 * count:
+        raise Malformed("find of a wrong length")
+    return np.frombuffer(payload, np.uint64, 3 * count, _ROWS.size).reshape(count, 3).copy()
+
+
+def encode_found(request: int, found: Sequence[Found], head: int, code: Code) -> bytes:
+    """FOUND: one for each id that was asked for, all as of `head`. What does not fit one frame is not told."""
+    told: list[Found] = []
+    rows = note_bytes = 0
+    for one in found:
+        size = sum(map(len, filter(None, one.notes)))
+        fits = rows + len(one.rows) <= ROWS_MAX and note_bytes + size <= _FOUND_NOTES
+        if fits:
+            rows, note_bytes = rows + len(one.rows), note_bytes + size
+        told.append(one if fits else not_told(head))
+    each = [_FOUND_OF.pack(one.since, one.account, len(one.rows), one.owned) for one in told]
+    notes = [note for one in told for note in one.notes]
+    lengths = np.fromiter((_NO_NOTE if note is None else len(note) for note in notes), np.int32, rows)
+    return frame(
+        FrameType.FOUND,
+        request,
+        _FOUND.pack(len(told), rows, head, code),
+        *each,
+        *(one.rows.tobytes() for one in told),
+        *(one.results.tobytes() for one in told),
+        *(one.offsets.tobytes() for one in told),
+        lengths.tobytes(),
+        *filter(None, notes),
+    )
+
+
+def decode_found(payload: bytearray) -> tuple[list[Found], Code]:
+    """One for each id that was asked for; a code other than OK: nothing was looked for.
+
+    Raises:
+        Malformed: lengths that do not fit.
+    """
+    if len(payload) < _FOUND.size:
+        raise Malformed("short found")
+    ids, rows, head, code = _FOUND.unpack_from(payload)
+    at_rows = _FOUND.size + ids * _FOUND_OF.size
+    at_results = at_rows + rows * EVENT.itemsize
+    at_offsets = at_results + rows * RESULT.itemsize
+    at_notes = at_offsets + 8 * rows
+    note_bytes = len(payload) - at_notes - 4 * rows
+    if ids > ROWS_MAX or rows > ROWS_MAX or note_bytes < 0 or note_bytes > 0 == rows:
+        raise Malformed("found of a wrong length")
+    each = list(_FOUND_OF.iter_unpack(memoryview(payload)[_FOUND.size : at_rows]))
+    if code not in _CODES or sum(count for _, _, count, _ in each) != rows:
+        raise Malformed("found of a wrong length, or of no code")
+    notes = _decode_notes(payload, at_notes, rows, note_bytes) if rows else []
+    events = np.frombuffer(payload, EVENT, rows, at_rows)
+    results = np.frombuffer(payload, RESULT, rows, at_results)
+    offsets = np.frombuffer(payload, np.int64, rows, at_offsets)
+    found: list[Found] = []
+    start = 0
+    for since, account, count, owned in each:
+        own = slice(start, start + count)
+        found.append(Found(events[own], results[own], offsets[own], notes[own], since, head, account, bool(owned)))
+        start += count
+    return found, Code(code)
 
 
 def split(data: Buffer) -> tuple[FrameType, int, bytearray]:

@@ -258,6 +258,7 @@ def _outcomes(partition: int, legs: Array, codes: Array) -> Array:
     rows = np.zeros(len(legs), EVENT)
     rows["id_hi"], rows["id_lo"] = legs["id_hi"], legs["id_lo"]
     rows["ref_hi"], rows["ref_lo"] = partition, legs["total"]
+    rows["span"] = legs["span"]
     rows["kind"] = np.where(settled, _SETTLE, _REVERT)
     rows["reason"] = np.where(settled, legs["reason"], codes)
     return rows

@@ -36,9 +36,11 @@ from actors.failpoints import Failpoint, nothing
 from actors.frames import ROWS_MAX, Array, Notes, joined
 from actors.ledger import Book
 from actors.outbox import Outbox, Peers
+from actors.recent import Recent, decider
 from actors.recovery import Recovery
 from storage import record
 from storage.events import ACCOUNT, BALANCE, EVENT, FIRST_STATELESS, RESULT, Code, Kind, ResultFlag
+from storage.found import Found, not_told
 from storage.journal import Writer
 
 _LOG: Final = logging.getLogger(__name__)
@@ -70,6 +72,10 @@ class Replies(Protocol):
         """(n,) ACCOUNT for a read."""
         ...
 
+    def found(self, request: int, found: Sequence[Found], head: int, code: Code) -> None:
+        """What has been done lately about each id, before offset `head`; a code other than OK: none was looked for."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class ShardLimits:
@@ -80,7 +86,7 @@ class ShardLimits:
     overlap_rows: int = 2_048  # from so many queued rows on the next group is applied during an append
     queue_rows: int = 65_536  # clients' rows; beyond: OVERLOADED
     queue_bytes: int = 64 << 20
-    read_rows: int = 65_536  # accounts that clients ask for; beyond: OVERLOADED
+    read_rows: int = 65_536  # accounts and ids that clients ask for; beyond: OVERLOADED
     stream_read_rows: int = 16_384  # of them by one stream
     waiting_rows: int = 65_536  # repeats of ids that are in flight; beyond: UNSURE
     wait_s: float = 30.0  # for another shard's answer; then the caller is told UNSURE
@@ -89,6 +95,8 @@ class ShardLimits:
     outcomes_s: float = 0.01  # how long settles and reverts wait for other rows to go along with
     tick_s: float = 0.1
     expire_rows: int = 4_096
+    recent_rows: int = 65_536  # the newest, for who asks what the query side does not have yet
+    recent_bytes: int = 16 << 20
 
 
 class _Work:
@@ -131,11 +139,47 @@ class _Read:
         self.request = request
         self.states: Array | None = None
 
+    def look(self, book: Book, now_ns: int) -> None:
+        """At the accounts, as they are after the group's events."""
+        self.states = ledger.read_accounts(book, self.ids, self.actors, now_ns)
+
+    def answer(self, shard: Shard, positions: dict[int, int]) -> None:
+        """What it shows is durable."""
+        assert self.states is not None  # noqa: S101
+        self.replies.states(self.request, self.states, positions)
+
     def refuse(self, code: Code) -> None:
         """Answer so for every account."""
         states = np.zeros(self.count, ACCOUNT)
         states["id"], states["code"] = self.ids, code
         self.replies.states(self.request, states, {})
+
+
+class _Find(_Read):
+    """One request for what has been done lately about ids, (n, 2) u64. It shows only what is durable."""
+
+    __slots__ = ()
+
+    def look(self, book: Book, now_ns: int) -> None:
+        """See `answer`."""
+
+    def answer(self, shard: Shard, positions: dict[int, int]) -> None:
+        """What it shows is durable."""
+        ids: list[list[int]] = self.ids.tolist()
+        head = positions[shard.partition] + 1
+        found = [shard.recent.find((high, low), head) for high, low in ids]
+        accounts = [decider(one, (high, low)) for one, (high, low) in zip(found, ids, strict=True)]
+        # Whose an account is never changes, so it may be the newest book that says it.
+        states = ledger.read_accounts(shard.book, np.array(accounts, np.uint64), self.actors, 0)
+        owned = (states["code"] == Code.OK).tolist()
+        told = [
+            one._replace(account=account, owned=own) for one, account, own in zip(found, accounts, owned, strict=True)
+        ]
+        self.replies.found(self.request, told, head, Code.OK)
+
+    def refuse(self, code: Code) -> None:
+        """Look for nothing."""
+        self.replies.found(self.request, [not_told(0)] * self.count, 0, code)
 
 
 class _Source:
@@ -250,7 +294,9 @@ class _Queue:
 class _Group:
     """What is applied, appended and answered together."""
 
-    __slots__ = ("flight", "kinds", "legs", "payload", "positions", "reads", "repeats", "results", "rows", "works")
+    __slots__ = (
+        "flight", "journaled", "kinds", "legs", "payload", "positions", "reads", "repeats", "results", "rows", "works",
+    )  # fmt: skip
 
     def __init__(self, works: list[_Work], reads: list[_Read]) -> None:
         self.works = works
@@ -258,6 +304,7 @@ class _Group:
         self.rows: Array = _NO_ROWS
         self.results: Array = _NO_RESULTS
         self.payload: bytes | None = None
+        self.journaled: tuple[Array, Array, Notes | None] | None = None  # what is in the payload
         self.flight: Array | None = None  # numbers of the rows newly in flight
         self.legs: Array = _NO_ROWS  # theirs
         self.repeats: Array | None = None  # numbers of the rows that repeat what is in flight
@@ -341,6 +388,8 @@ class Shard:
         self._groups = 0
         self._rows = 0
         self._append_s = 0.0
+        self.recent = Recent(0, rows_max=0, bytes_max=0)
+        """What is durable, not older than this process."""
 
     # Life.
 
@@ -359,6 +408,8 @@ class Shard:
             raise
         self._book, self._chain = recovered.book, recovered.chain
         self._sequence, self._offset = recovered.sequence, recovered.offset
+        limits = self.limits
+        self.recent = Recent(self._offset + 1, rows_max=limits.recent_rows, bytes_max=limits.recent_bytes)
         self._time = StampClock(self._clock, recovered.last_ns, name=f"shard {self.partition}")
         self.serving = True
         self._running = asyncio.get_running_loop().create_task(self._run())
@@ -448,9 +499,15 @@ class Shard:
 
     def read(self, ids: Array, actors: Array, replies: Replies, request: int) -> None:
         """Queue a read, in order with the stream's events, or answer OVERLOADED for each account."""
+        self._ask(_Read(ids, actors, replies, request))
+
+    def find(self, asked: Array, replies: Replies, request: int) -> None:
+        """Queue the question what has been done lately about ids, as `read`. `asked`: (n, 3) u64, ids and actors."""
+        self._ask(_Find(asked[:, :2], asked[:, 2], replies, request))
+
+    def _ask(self, read: _Read) -> None:
         if self._stopping:
             return
-        read = _Read(ids, actors, replies, request)
         if self._queue.has_room_for(read):
             self._add(read)
         else:
@@ -553,7 +610,7 @@ class Shard:
             group.rows = joined([work.rows for work in works])
             self._apply(group, now)
         for read in group.reads:
-            read.states = ledger.read_accounts(self._book, read.ids, read.actors, self._time.last_ns)
+            read.look(self._book, self._time.last_ns)
         return group
 
     def _apply(self, group: _Group, now: int) -> None:
@@ -570,6 +627,7 @@ class Shard:
             if keep is not None:
                 notes = None if notes is None else [notes[place] for place in np.flatnonzero(keep).tolist()]
                 rows, results = rows[keep], results[keep]
+            group.journaled = rows, results, notes
             group.payload = record.encode(
                 rows,
                 results,
@@ -631,6 +689,8 @@ class Shard:
     def _answer(self, group: _Group) -> None:
         self._groups += 1
         self._rows += len(group.rows)
+        if group.journaled is not None:
+            self.recent.add(*group.journaled, self._offset)
         if self._outbox is not None:
             self._failpoint_of(group, "durable")
             self._wait_for_repeated(group)
@@ -643,8 +703,7 @@ class Shard:
         for replies, theirs in answers.items():
             replies.answered_all(theirs, positions)
         for read in group.reads:
-            assert read.states is not None  # noqa: S101
-            read.replies.states(read.request, read.states, positions)
+            read.answer(self, positions)
         for work in group.works:
             if work.durable is not None:
                 work.durable(positions)
@@ -725,4 +784,7 @@ class _Nobody(Replies):
         """See `Replies`."""
 
     def states(self, request: int, states: Array, positions: dict[int, int]) -> None:
+        """See `Replies`."""
+
+    def found(self, request: int, found: Sequence[Found], head: int, code: Code) -> None:
         """See `Replies`."""

@@ -27,6 +27,8 @@ from actors import frames
 from actors.frames import Array, FrameType, Malformed, Notes
 from actors.transport import Link, Transport, Unreachable
 from storage.events import ACCOUNT, RESULT, SLOTS, Code, Flag, Kind
+from storage.found import Found
+from storage.ids import Id
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -269,6 +271,7 @@ class _Lane:
         self.epoch = 0  # newest seen; an older shard is not spoken to
         self.events = _Channel(client.events)
         self.reads = _Channel(FrameType.READ)
+        self.finds = _Channel(FrameType.FIND)
         self.questions = _Channel(FrameType.STATS)
         self.clocks = _Channel(FrameType.CLOCK)
         self.sent: dict[int, _Batch] = {}
@@ -284,7 +287,7 @@ class _Lane:
     @property
     def channels(self) -> tuple[_Channel, ...]:
         """Each type of request gathers by itself."""
-        return self.events, self.reads, self.questions, self.clocks
+        return self.events, self.reads, self.finds, self.questions, self.clocks
 
     def put(self, channel: _Channel, part: _Part) -> None:
         """Queue a part; what comes within the same turn of the loop travels together."""
@@ -325,6 +328,13 @@ class _Lane:
             del self.sent[request]
             for part in batch.parts:
                 part.call.part_done(part, stats, {})
+        elif kind is FrameType.FOUND:
+            found, code = frames.decode_found(payload)
+            if len(found) != batch.count:
+                raise Malformed("another number of ids than asked")
+            del self.sent[request]
+            for part in batch.parts:
+                part.call.part_done(part, (found[part.start], code), {})
         else:
             answer = frames.decode_answer(kind, payload)
             if len(answer.rows) != batch.count:
@@ -585,6 +595,20 @@ class ShardClient:
             raise ShardUnavailable("a shard does not serve: its clock is not believed")
         return found
 
+    async def find(self, id_: Id, actor: int, deadline: float) -> Found:
+        """What the shard of an id has done lately about it, and whether `actor` may act for the account that decided.
+
+        Raises:
+            ShardUnavailable: it did not answer before the deadline, or has too much to do, or does not serve.
+        """
+        call = self._call(deadline, 1, None)
+        part = _Part(call, _FIND.pack(*id_, actor), 1, None, None)
+        self._put(call, [((id_[1] & _SLOT) % self.partitions, part)], "finds")
+        (found, code), _ = await call.future
+        if code is not Code.OK:
+            raise ShardUnavailable(f"a shard tells nothing: {code.name}")
+        return cast("Found", found)
+
     async def head(self, partition: int, deadline: float) -> int:
         """The offset that a partition's next record will get, after everything received before is durable.
 
@@ -724,6 +748,7 @@ class ShardClient:
 
 
 _ROUTE: Final = struct.Struct("<8xQ80xHH4x")
+_FIND: Final = struct.Struct("<QQQ")
 
 
 def _refuse(call: _Call, code: Code) -> None:
@@ -804,6 +829,8 @@ def _encode(kind: FrameType, request: int, parts: list[_Part]) -> bytes:
     data = [part.data for part in parts]
     if kind is FrameType.READ:
         return frames.encode_read(request, data)
+    if kind is FrameType.FIND:
+        return frames.encode_find(request, data)
     if all(part.notes is None for part in parts):
         return frames.encode_events(kind, request, data, None)
     notes: list[bytes | None] = []

@@ -18,6 +18,7 @@ from actors import frames
 from actors.frames import Array, FrameProtocol, FrameType, Malformed
 from actors.shard import Replies, Shard
 from storage.events import Code
+from storage.found import Found
 
 _LOG: Final = logging.getLogger(__name__)
 _HELLO_S: Final = 5.0
@@ -38,6 +39,8 @@ def dispatch(
     elif kind is FrameType.READ:
         ids, actors = frames.decode_read(payload)
         shard.read(ids, actors, replies, request)
+    elif kind is FrameType.FIND:
+        shard.find(frames.decode_find(payload), replies, request)
     elif kind is FrameType.LEGS:
         rows, _ = frames.decode_events(kind, payload)
         shard.legs(rows, replies, request)
@@ -68,6 +71,10 @@ class Answers(Replies):
     def states(self, request: int, states: Array, positions: dict[int, int]) -> None:
         """See `Replies`."""
         self.write(frames.encode_answer(FrameType.STATES, request, states, positions))
+
+    def found(self, request: int, found: Sequence[Found], head: int, code: Code) -> None:
+        """See `Replies`."""
+        self.write(frames.encode_found(request, found, head, code))
 
 
 class ShardServer:

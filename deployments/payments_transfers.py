@@ -6,6 +6,7 @@ a busy core, edge and token included, without server and shard: 30 us of CPU; a 
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -52,6 +53,7 @@ from deployments.problems import (
 from deployments.request import SINGLE_BYTES_MAX, Answer, json_answer
 from storage import ids, query_store
 from storage.events import AMOUNT_MAX, EVENT, FIRST_STATELESS, SETTLEMENT, SLOTS, Code, Kind, ResultFlag
+from storage.found import Found
 from storage.ids import Id
 from storage.notation import CURRENCY, rfc3339
 from storage.query_store import NotYetProjected, Status
@@ -110,12 +112,19 @@ async def send(call: Call, row: bytes, note: bytes | None, id_: Id, debit_field:
     Raises:
         ProblemError: refused, overloaded or unsure; its members tell the `id`.
     """
-    rows = np.frombuffer(row, EVENT)
-    outcome = await call.apply(rows, None if note is None else [note], id_)
-    at, detail, code, flags, _ = outcome.results.item(0)
-    if code == _OK:
-        return Done(at, detail, outcome.positions, bool(flags & _REPLAYED))
+    outcome = await _outcome(call, row, note, id_)
+    if outcome.results["code"][0] == _OK:
+        return _done(outcome)
     raise await problem_of(call, row, id_, outcome, debit_field, credit_field)
+
+
+async def _outcome(call: Call, row: bytes, note: bytes | None, id_: Id) -> Outcome:
+    return await call.apply(np.frombuffer(row, EVENT), None if note is None else [note], id_)
+
+
+def _done(outcome: Outcome) -> Done:
+    at, detail, _, flags, _ = outcome.results.item(0)
+    return Done(at, detail, outcome.positions, bool(flags & _REPLAYED))
 
 
 async def problem_of(
@@ -138,7 +147,7 @@ async def problem_of(
 async def _first_detail(call: Call, row: bytes) -> int:
     """What the first refusal said was left: the shard remembers the code alone."""
     high, low = struct.unpack_from("<QQ", row)
-    known = await look_up(call, (high, low))
+    known = (await look_up(call, (high, low))).newest()
     if known is None:
         raise ProblemError(NOT_CAUGHT_UP, "The first answer to this id is not in the query store yet")
     return known.detail
@@ -278,39 +287,47 @@ async def _end_hold(call: Call, kind: Kind, route: str, amount: int) -> tuple[qu
     slot = ids.slot_of(hold)
     id_ = call.event_id(f"{route}:{ids.text(hold)}", UNSET, slot)
     row = event_row(kind, id_, call.actor, amount=amount, ref=hold)
-    try:
-        done = await send(call, row, None, id_, *PARTIES)
-    except ProblemError as error:
-        if error.problem is FORBIDDEN:
-            raise call.outcome(_as_before(error, FORBIDDEN, "Only the payer's owner may post or void a hold")) from None
-        if error.problem is NOT_HELD:
-            raise call.outcome(await _not_held(call, error, hold)) from None
-        raise
-    return await _ended_hold(call, hold, done), done
+    # What is known of the hold is asked for meanwhile, not after: two calls on one way cost little more than one.
+    outcome, seen = await asyncio.gather(_outcome(call, row, None, id_), _look(call, hold), return_exceptions=True)
+    if isinstance(outcome, BaseException):
+        raise outcome
+    at, _, code, _, _ = outcome.results.item(0)
+    if code == _OK:
+        done = _done(outcome)
+        return await _ended_hold(call, hold, done, None if isinstance(seen, BaseException) else seen), done
+    error = await problem_of(call, row, id_, outcome, *PARTIES)
+    if error.problem is FORBIDDEN:
+        error = call.outcome(_as_before(error, FORBIDDEN, "Only the payer's owner may post or void a hold"))
+    elif error.problem is NOT_HELD:
+        error = call.outcome(await _not_held(call, error, hold, at))
+    raise error
 
 
-async def _ended_hold(call: Call, id_: Id, done: Done) -> query_store.Transfer:
-    """What the hold was made of, which never changes. A derived id may have had another use before: the newest is
-    certain to be there once the query store has the outcome."""
-    partition = call.partition_of(ids.slot_of(id_))
-    known = None if ids.version(id_) == 8 else _newest(await call.services.store.transfer(id_))
+async def _ended_hold(call: Call, id_: Id, done: Done, seen: Seen | None) -> query_store.Transfer:
+    """What the hold was made of, which never changes. A derived id may have had another use meanwhile: the newest one
+    before the end is certain to be there once everything up to that is known."""
+    known = None
+    if seen is not None:
+        is_later = seen.found.head > done.positions.get(call.partition_of(ids.slot_of(id_)), seen.found.head)
+        known = seen.newest(done.at) if is_later or ids.version(id_) == 7 else None
     if known is None:
-        await call.wait_for({key: offset for key, offset in done.positions.items() if key == partition})
-        known = _newest(await call.services.store.transfer(id_))
+        known = (await look_up(call, id_, settled=False)).newest(done.at)
     if known is None:
         raise ProblemError(NOT_CAUGHT_UP, "The query store does not have the hold")
     return known
 
 
-async def _not_held(call: Call, error: ProblemError, id_: Id) -> ProblemError:
-    """What is told of a hold that the shard does not have: it forgets one that has ended, and the history knows."""
-    known = await look_up(call, id_)
+async def _not_held(call: Call, error: ProblemError, id_: Id, at: int) -> ProblemError:
+    """What is told of a hold that the shard did not have at that moment: it forgets one that has ended, and the history
+    knows."""
+    seen = await look_up(call, id_)
+    known = seen.newest(at)
     if known is None:
         return _as_before(error, UNKNOWN_TRANSFER, "There is no such transfer", id=ids.text(id_))
-    if not await _owns(call, known.debit):
+    if not await _owns(call, known.debit, seen):
         if known.kind is Kind.HOLD:
             return _as_before(error, FORBIDDEN, "Only the payer's owner may post or void a hold")
-        if not await _owns(call, known.credit):
+        if not await _owns(call, known.credit, seen):
             return _as_before(error, FORBIDDEN, "The transfer is between other people's accounts")
     if known.status is Status.EXPIRED:
         return _as_before(error, BY_CODE[Code.HOLD_EXPIRED], "The hold has expired", **error.members)
@@ -330,37 +347,47 @@ async def refund_transfer(call: Call) -> Answer:
     amount = check_amount(request.amount)
     note = read_note(request.description, request.metadata)
     original = await _own_payment(call)
-    id_ = call.event_id(f"refunds:{ids.text(original.id)}", request.id, original.credit)
+    try:
+        id_ = call.event_id(f"refunds:{ids.text(original.id)}", request.id, original.credit)
+    except ProblemError:  # it would tell others where the payee lies
+        if not await _owns(call, original.credit):
+            raise ProblemError(FORBIDDEN, _NOT_PAYEES) from None
+        raise
     total = original.amount if original.posted_amount is None else original.posted_amount
     row = event_row(
         Kind.REFUND, id_, call.actor, debit=original.credit, credit=original.debit, amount=amount, ref=original.id,
         span=original.at, total=total, check=content_check(note, 0),
     )  # fmt: skip
-    done = await send(call, row, note, id_, *PARTIES)
+    try:
+        done = await send(call, row, note, id_, *PARTIES)
+    except ProblemError as error:
+        if error.problem is FORBIDDEN:
+            raise call.outcome(_as_before(error, FORBIDDEN, _NOT_PAYEES)) from None
+        raise
     view = _view(id_, Kind.REFUND, "settled", amount, original.credit, original.debit, done.at, note)
     view.refund_of = ids.text(original.id)
     return json_answer(201, view, write_headers(done.positions, replayed=done.replayed))
 
 
 async def _own_payment(call: Call) -> query_store.Transfer:
-    """The payment that the path names, if the caller owns its payee."""
+    """The payment that the path names. Whether the caller may give it back is for the payee's shard to say; of anything
+    else only its own people are told what it is."""
     id_ = _path_id(call)
-    # What was paid stays paid. A derived id may have been used again since, which only the journal's end can tell.
-    known = None if ids.version(id_) == 8 else _newest(await call.services.store.transfer(id_))
-    if known is None or not _is_paid(known):
-        known = await look_up(call, id_)
+    seen = await look_up(call, id_)
+    known = seen.newest()
     if known is None:
         raise ProblemError(UNKNOWN_TRANSFER, "There is no such transfer", id=ids.text(id_))
-    if not await _owns(call, known.credit):
+    if _is_paid(known):
+        return known
+    if not await _owns(call, known.credit, seen):
         if known.kind in _PAYMENTS:
-            raise ProblemError(FORBIDDEN, "Only the payee's owner may refund a transfer")
-        if not await _owns(call, known.debit):
+            raise ProblemError(FORBIDDEN, _NOT_PAYEES)
+        if not await _owns(call, known.debit, seen):
             raise ProblemError(FORBIDDEN, "The transfer is between other people's accounts")
-    if not _is_paid(known):
-        raise ProblemError(NOT_REFUNDABLE, NOT_REFUNDABLE.title, transfer_status=str(known.status))
-    return known
+    raise ProblemError(NOT_REFUNDABLE, NOT_REFUNDABLE.title, transfer_status=str(known.status))
 
 
+_NOT_PAYEES: Final = "Only the payee's owner may refund a transfer"
 _PAYMENTS: Final = frozenset({Kind.TRANSFER, Kind.HOLD})
 
 
@@ -377,43 +404,70 @@ async def get_transfer(call: Call) -> Answer:
     call.query()
     id_ = _path_id(call)
     await call.wait_for_positions()
-    known = await look_up(call, id_)
+    seen = await look_up(call, id_)
+    known = seen.newest()
     if known is None:
         raise ProblemError(UNKNOWN_TRANSFER, "There is no such transfer")
-    if not (await _owns(call, known.debit) or await _owns(call, known.credit)):
+    if not (await _owns(call, known.debit, seen) or await _owns(call, known.credit, seen)):
         raise ProblemError(FORBIDDEN, "The transfer is between other people's accounts")
     return json_answer(200, transfer_view(known))
 
 
-async def look_up(call: Call, id_: Id) -> query_store.Transfer | None:
-    """The newest use of an id, as of the end that the journal of its shard has now, and not in flight any more.
+class Seen(NamedTuple):
+    """What is known of an id: to its shard and the query store together, or to the latter once it has caught up."""
+
+    uses: Sequence[query_store.Transfer] | None  # the newest last; None: the query store must catch up first
+    found: Found
+
+    def newest(self, at: int | None = None) -> query_store.Transfer | None:
+        """The newest use, which is what an id means; or what it meant to an event that was stamped `at`, to the us."""
+        for use in reversed(self.uses or ()):
+            if at is None or use.at // 1000 <= at // 1000:
+                return use
+        return None
+
+
+async def look_up(call: Call, id_: Id, *, settled: bool = True) -> Seen:
+    """The uses of an id, as of the end that the journal of its shard has now; the newest not in flight any more, if
+    `settled`.
 
     Raises:
         ProblemError: the query store did not catch up in time, or an outcome is still open.
     """
-    partition = call.partition_of(ids.slot_of(id_))
+    seen = await _look(call, id_)
+    known, store = seen.newest(), call.services.store
+    if seen.uses is not None and not (settled and known is not None and known.status is Status.IN_FLIGHT):
+        return seen
     try:
-        heads = await call.heads([partition])
-        await call.wait_for({partition: heads[partition] - 1})
+        await call.wait_for({call.partition_of(ids.slot_of(id_)): seen.found.head - 1})
+        uses = await (store.settled_transfer(id_, call.deadline) if settled else store.transfer(id_))
     except ProblemError as error:
         error.members["id"] = ids.text(id_)
         raise
-    try:
-        return _newest(await call.services.store.settled_transfer(id_, call.deadline))
     except NotYetProjected:
         raise ProblemError(UNSURE, "The transfer is on its way to its payee", id=ids.text(id_)) from None
+    return seen._replace(uses=uses)
 
 
-def _newest(uses: Sequence[query_store.Transfer]) -> query_store.Transfer | None:
-    return uses[-1] if uses else None
+async def _look(call: Call, id_: Id) -> Seen:
+    """Ask the shard and the query store at once."""
+    services = call.services
+    asked = services.client.find(id_, call.actor, call.deadline)
+    try:
+        found, stored = await asyncio.gather(asked, services.store.stored(id_, call.partition_of(ids.slot_of(id_))))
+    except ShardUnavailable:
+        raise ProblemError(UNAVAILABLE, "A shard does not answer", id=ids.text(id_)) from None
+    return Seen(query_store.uses(stored, found), found)
 
 
-async def _owns(call: Call, account: int) -> bool:
-    """Whether the caller may act for an account. Its shard knows."""
+async def _owns(call: Call, account: int, seen: Seen | None = None) -> bool:
+    """Whether the caller may act for an account. Its shard knows, and may have said so already."""
     if call.actor == OPERATOR:
         return True
     if account == SETTLEMENT:
         return False
+    if seen is not None and account == seen.found.account:
+        return seen.found.owned
     one, actor = np.array([account], np.uint64), np.array([call.actor], np.uint64)
     try:
         read = await call.services.client.read(one, actor, call.deadline)

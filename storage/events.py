@@ -76,7 +76,7 @@ EVENT: Final = np.dtype(
         ("amount", np.int64),  # centavos; post: 0 posts the whole hold
         ("at", np.int64),  # ns since 1970 UTC, stamped by the shard, strictly increasing per shard
         ("span", np.int64),  # ns: hold: time to live; set limits: delay of a raise; refund: `at` of the original;
-        #                      credit leg: `at` of the debit
+        #                      credit leg, settle, revert: `at` of the debit
         ("total", np.int64),  # refund: amount of the original, centavos; open, set limits: night window, see below;
         #                       credit leg: its number among those from the payer's shard to the payee's, from 1 on
         ("actor", np.uint64),  # keyed hash of the caller's `sub`; 0 = operator, may act on any account

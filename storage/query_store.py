@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -25,7 +26,8 @@ import numpy as np
 
 from storage import copy_format
 from storage.copy_format import Rows
-from storage.events import AccountStatus, Code, Kind
+from storage.events import SETTLEMENT, AccountStatus, Code, Kind
+from storage.found import Found
 from storage.ids import Id
 from storage.listening import Ear
 
@@ -147,6 +149,15 @@ class NotYetProjected(Exception):  # noqa: N818
     """The deadline came before the projection reached what the reader has seen."""
 
 
+class Stored(NamedTuple):
+    """What the tables have of an id, as rows, and up to which offset they have its own partition."""
+
+    id: Id
+    partition: int
+    rows: Sequence[Any]
+    projected: int
+
+
 class Status(StrEnum):
     """What a client is told of a transfer."""
 
@@ -243,8 +254,9 @@ WITH found AS (
     UNION ALL
     SELECT * FROM query.transfers WHERE ref = $1 AND id <> $1
 )
-SELECT found.*, ended.code AS outcome, ended.at AS outcome_at
-FROM found LEFT JOIN query.outcomes AS ended
+SELECT found.*, ended.code AS outcome, ended.at AS outcome_at,
+       (SELECT next_offset FROM query.projection AS own WHERE own.partition = $2) AS projected
+FROM (SELECT) AS one LEFT JOIN found ON true LEFT JOIN query.outcomes AS ended
     ON found.code = 1 AND ended.payer = found.partition AND ended.sent_at = found.at
 ORDER BY found.at
 """
@@ -406,16 +418,12 @@ class QueryStore:
 
     async def transfer(self, id_: Id) -> list[Transfer]:
         """Each use of this id with what followed that very one, the newest last: that is the one the id now means."""
-        rows = await self.pool.fetch(_TRANSFERS, uuid.UUID(int=id_[0] << 64 | id_[1]))
-        principals = [row for row in rows if _id(row["id"]) == id_ and row["kind"] != Kind.EXPIRE]
-        followers = [row for row in rows if row["ref"] is not None and _id(row["ref"]) == id_]
-        following: list[list[Any]] = [[] for _ in principals]
-        for row in followers:
-            for original, group in zip(reversed(principals), reversed(following), strict=True):
-                if _follows(row, original):
-                    group.append(row)
-                    break
-        return [_transfer(row, group) for row, group in zip(principals, following, strict=True)]
+        return _uses((await self.stored(id_, 0)).rows, id_)
+
+    async def stored(self, id_: Id, partition: int) -> Stored:
+        """What the tables have of an id, for `uses`. `partition`: its own."""
+        rows = await self.pool.fetch(_TRANSFERS, uuid.UUID(int=_number(id_)), partition)
+        return Stored(id_, partition, [row for row in rows if row["id"] is not None], rows[0]["projected"] or 0)
 
     async def balance_at(self, account: int, ns: int) -> Balance | None:
         """The balance at an instant, up to the end of its µs; None when there was no such account."""
@@ -505,9 +513,98 @@ def _kind(stored: int) -> Kind:
     return Kind(stored % LEG_ENTRY)
 
 
+def _number(id_: Id) -> int:
+    return id_[0] << 64 | id_[1]
+
+
 def _id(value: uuid.UUID) -> Id:
     number = value.int
     return number >> 64, number & _MASK64
+
+
+def uses(stored: Stored, found: Found) -> list[Transfer] | None:
+    """`QueryStore.transfer`, as of `found.head` at least in the id's own partition: the rows of the tables, and beside
+    them those that its shard has and they do not have yet.
+
+    None: only the projection can tell, when it has the record before `found.head`. Either what the shard has begins
+    later than what the tables have ends, or a post or void is asked for, whose accounts stand in the book alone.
+    """
+    if stored.projected >= found.head:
+        return _uses(stored.rows, stored.id)
+    if stored.projected < found.since:
+        return None
+    rows = list(stored.rows)
+    ends: dict[int, tuple[int, int]] = {}  # by stamp of the debit: code and stamp of what became of it
+    fresh = found.offsets >= stored.projected
+    events = zip(found.rows[fresh], found.results[fresh], found.offsets[fresh].tolist(), strict=True)
+    notes = [note for note, is_fresh in zip(found.notes, fresh.tolist(), strict=True) if is_fresh]
+    for (event, result, position), note in zip(events, notes, strict=True):
+        kind, code = int(event["kind"]), int(result["code"])
+        if kind in _MOVES:
+            row = _as_stored(event, result, stored.partition, position, note)
+            if kind in _BY_HOLD and row["id"].int == _number(stored.id):
+                return None
+            rows.append(row)
+        elif kind == Kind.EXPIRE and code == Code.OK:
+            rows.append(_as_stored(event, result, stored.partition, position, note))
+        elif kind in {Kind.SETTLE, Kind.REVERT}:
+            ends[int(event["span"])] = int(event["reason"]) if kind == Kind.REVERT else Code.OK, int(event["at"])
+    rows.sort(key=itemgetter("at"))
+    return _uses([_ended(row, ends, stored.partition) for row in rows] if ends else rows, stored.id)
+
+
+def _as_stored(event: Any, result: Any, partition: int, position: int, note: Note) -> dict[str, Any]:
+    """The row that the projection makes of an event, as a look-up gives it. What ends a hold has no accounts."""
+    kind, code = int(event["kind"]), int(result["code"])
+    sent = code <= Code.IN_FLIGHT
+    refers = kind in _BY_HOLD or kind == Kind.REFUND
+    ref = uuid.UUID(int=int(event["ref_hi"]) << 64 | int(event["ref_lo"])) if refers else None
+    at = int(event["at"])
+    return {
+        "id": ref if kind == Kind.EXPIRE else uuid.UUID(int=int(event["id_hi"]) << 64 | int(event["id_lo"])),
+        "partition": partition,
+        "position": position,
+        "kind": kind,
+        "code": code,
+        "at": at,
+        "debit": SETTLEMENT if kind == Kind.DEPOSIT else int(event["debit"]),
+        "credit": SETTLEMENT if kind == Kind.WITHDRAWAL else int(event["credit"]),
+        "amount": int(result["detail"] if kind == Kind.POST and sent else event["amount"]),
+        "detail": 0 if sent else int(result["detail"]),
+        "expires_at": at + int(event["span"]) if kind == Kind.HOLD else None,
+        "ref": ref,
+        "ref_at": int(event["span"]) if kind == Kind.REFUND else None,
+        "note": note,
+        "outcome": None,
+        "outcome_at": None,
+    }
+
+
+_BY_HOLD: Final = frozenset(map(int, (Kind.POST, Kind.VOID, Kind.EXPIRE)))
+_MOVES: Final = frozenset(
+    map(int, (Kind.DEPOSIT, Kind.WITHDRAWAL, Kind.TRANSFER, Kind.HOLD, Kind.POST, Kind.VOID, Kind.REFUND))
+)
+
+
+def _ended(row: Any, ends: Mapping[int, tuple[int, int]], partition: int) -> Any:
+    """With what became of it, if that is among `ends`."""
+    if row["code"] != Code.IN_FLIGHT or row["outcome"] is not None or row["partition"] != partition:
+        return row
+    outcome, at = ends.get(row["at"], (None, None))
+    return {**row, "outcome": outcome, "outcome_at": at}
+
+
+def _uses(rows: Sequence[Any], id_: Id) -> list[Transfer]:
+    """The transfers of an id, of rows in the order of time that have it or refer to it."""
+    principals = [row for row in rows if _id(row["id"]) == id_ and row["kind"] != Kind.EXPIRE]
+    followers = [row for row in rows if row["ref"] is not None and _id(row["ref"]) == id_]
+    following: list[list[Any]] = [[] for _ in principals]
+    for row in followers:
+        for original, group in zip(reversed(principals), reversed(following), strict=True):
+            if _follows(row, original):
+                group.append(row)
+                break
+    return [_transfer(row, group) for row, group in zip(principals, following, strict=True)]
 
 
 def _follows(row: Any, original: Any) -> bool:
@@ -558,7 +655,7 @@ def _transfer(row: Any, followers: Sequence[Any]) -> Transfer:
         refunded_amount=sum(refunds),
         at=row["at"],
         changed_at=changed_at,
-        expires_at=row["expires_at"],
+        expires_at=row["expires_at"] or None,
         ref=None if row["ref"] is None else _id(row["ref"]),
         note=row["note"],
     )
