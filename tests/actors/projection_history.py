@@ -360,7 +360,7 @@ class History:
             if known.original is not None:
                 known.original.refunded += known.amount
         named = (1 - payer, int(leg["total"]))
-        self.outcomes[payer].append(self.event(payer, end, id=known.id, ref=named, reason=reason))
+        self.outcomes[payer].append(self.event(payer, end, id=known.id, ref=named, reason=reason, span=known.at))
 
     def _end(self, known: Known, kind: Kind, reason: int) -> None:
         """The payer's shard has heard of it."""

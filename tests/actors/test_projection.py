@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ import pytest
 
 from actors import ledger
 from actors.projection import Limits, Projection
+from actors.recent import Recent
 from actors.recovery import Windows
 from storage import record
 from storage.events import Code, Kind
 from storage.journal import Corrupt, Journal, Writer
 from storage.journal.postgres import PostgresJournal
 from storage.listening import is_gone
-from storage.query_store import Chunk, Overtaken, QueryStore
+from storage.query_store import Chunk, Overtaken, QueryStore, Status, uses
 from storage.snapshots import SnapshotStore
 from tests.actors.projection_history import FORGETFUL, KEY, PARTITIONS, SMALL, UTC_OFFSET_S, History, Recorded
 
@@ -206,6 +208,52 @@ async def test_a_namesake_is_another_transfer_in_every_respect(
     assert history.overtaken >= 5
     refunded = [known.original for known in history.known.values() if known.original is not None]
     assert any(original.refunded and uses[original.id] > 1 for original in refunded)
+
+
+@pytest.mark.parametrize("windows", [DEFAULT, FORGETFUL])
+@pytest.mark.parametrize("rows_max", [150, 10**6])
+async def test_what_a_shard_knows_beside_the_store_tells_what_the_projection_will_tell(
+    journal: PostgresJournal, log: Log, store: QueryStore, snapshots: SnapshotStore, windows: Windows, rows_max: int
+) -> None:
+    """However far behind the store is with the shard's records; of what is in flight an end may be known later."""
+    history, chance = History(6, windows=windows), random.Random(6)
+    recent = [Recent(0, rows_max=rows_max, bytes_max=1 << 30) for _ in range(PARTITIONS)]
+    heads = [0] * PARTITIONS
+    ends: Counter[tuple[Kind, str]] = Counter()
+    untold: set[Kind] = set()
+    async with projecting(journal, store, snapshots, windows) as projection:
+        for _ in range(40):
+            for _ in range(chance.randrange(1, 5)):
+                for made in history.step():
+                    ((partition, offset),) = (await log.write([made])).items()
+                    recent[partition].add(made.rows, made.results, made.notes, offset)
+                    heads[partition] = offset + 1
+            for partition, part in enumerate(projection.parts):
+                other = projection.parts[1 - partition]
+                await other.advance(max(heads[1 - partition], other.head))
+                behind = chance.randrange(part.projected, heads[partition] + 1) if heads[partition] else 0
+                await part.advance(max(behind, part.projected))
+                names = sorted({known.id for known in history.known.values() if known.partition == partition})
+                told = {
+                    id_: uses(await store.stored(id_, partition), recent[partition].find(id_, heads[partition]))
+                    for id_ in chance.sample(names, min(len(names), 50))
+                }
+                await part.advance(heads[partition])
+                for id_, said in told.items():
+                    known = await store.transfer(id_)
+                    if said is None:
+                        untold.add(known[-1].kind)
+                        continue
+                    assert len(said) == len(known)
+                    for one, other_one in zip(said, known, strict=True):
+                        ends[one.kind, str(one.status)] += 1
+                        if one.status is not Status.IN_FLIGHT:
+                            assert replace(one, changed_at=0) == replace(other_one, changed_at=0)
+    assert {kind for kind, _ in ends} >= {Kind.TRANSFER, Kind.HOLD, Kind.REFUND, Kind.DEPOSIT, Kind.POST}
+    wanted = {Kind.HOLD: ["held", "posted", "voided", "expired", "refused"]}
+    wanted[Kind.TRANSFER] = wanted[Kind.REFUND] = ["settled", "refused", "in flight"]
+    assert set(ends) >= {(kind, status) for kind, statuses in wanted.items() for status in statuses}
+    assert untold <= {Kind.POST, Kind.VOID} or rows_max < 10**6
 
 
 async def written(history: History, log: Log, *, steps: int, drain: bool = True) -> History:
