@@ -526,12 +526,13 @@ def uses(stored: Stored, found: Found) -> list[Transfer] | None:
     """`QueryStore.transfer`, as of `found.head` at least in the id's own partition: the rows of the tables, and beside
     them those that its shard has and they do not have yet.
 
-    None: only the projection can tell, when it has the record before `found.head`. Either what the shard has begins
-    later than what the tables have ends, or a post or void is asked for, whose accounts stand in the book alone.
+    None: only the projection can tell, when it has the record before `found.head`. What the shard has begins later than
+    what the tables have ends; or a post or void is asked for, whose accounts stand in the book alone; or a refund is on
+    its way here from another shard, which the shard knows by the refund's id alone.
     """
     if stored.projected >= found.head:
         return _uses(stored.rows, stored.id)
-    if stored.projected < found.since:
+    if stored.projected < found.since or any(_is_coming(row, stored.partition) for row in stored.rows):
         return None
     rows = list(stored.rows)
     ends: dict[int, tuple[int, int]] = {}  # by stamp of the debit: code and stamp of what became of it
@@ -584,6 +585,10 @@ _BY_HOLD: Final = frozenset(map(int, (Kind.POST, Kind.VOID, Kind.EXPIRE)))
 _MOVES: Final = frozenset(
     map(int, (Kind.DEPOSIT, Kind.WITHDRAWAL, Kind.TRANSFER, Kind.HOLD, Kind.POST, Kind.VOID, Kind.REFUND))
 )
+
+
+def _is_coming(row: Any, partition: int) -> bool:
+    return bool(row["partition"] != partition and row["code"] == Code.IN_FLIGHT and row["outcome"] is None)
 
 
 def _ended(row: Any, ends: Mapping[int, tuple[int, int]], partition: int) -> Any:

@@ -338,6 +338,8 @@ async def test_reads_are_bounded_apart_from_payments_and_each_streams_apart_from
     await until(lambda: asked(one.shards[0]) == 2)
     with pytest.raises(ShardUnavailable, match="too much"):
         await read(clients[2], 1)
+    with pytest.raises(ShardUnavailable, match="OVERLOADED"):
+        await clients[2].find((1, 0), 0, deadline)
     paid = [event(Kind.TRANSFER, A, B, 1) for _ in range(8)]
     payments = asyncio.ensure_future(clients[2].apply(np.concatenate(paid), None, deadline))
     await until(lambda: asked(one.shards[0]) == 3)

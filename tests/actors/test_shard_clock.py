@@ -176,6 +176,8 @@ async def test_a_shard_whose_clock_jumped_decides_nothing_and_says_so_until_it_i
         await one.available(A)
     with pytest.raises(ShardUnavailable, match="does not serve"):
         await one.client.heads(time.monotonic() + 5)
+    with pytest.raises(ShardUnavailable, match="NOT_SERVING"):
+        await one.client.find((1, 0), 0, time.monotonic() + 5)
     (stats,) = await one.client.stats(time.monotonic() + 5)
     assert stats.clock_ahead_s == pytest.approx(24 * HOUR_S, abs=5)
     assert await one.journal.head(0) == head

@@ -7,6 +7,7 @@ import contextlib
 import struct
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from actors import frames
 from actors.frames import FrameType, Malformed
 from actors.shard_server import ShardServer
 from storage.events import ACCOUNT, EVENT, RESULT, Code, Flag, Kind
+from storage.found import Found
 from storage.journal.postgres import PostgresJournal
 from tests.actors.shard_harness import SECRET, Ledger, Running, account, asked, event, until
 
@@ -117,6 +119,10 @@ def resized(data: bytes, change: int) -> bytes:
         struct.pack("<IB3xQ", 0, 200, 1),
         frames.frame(FrameType.RESULTS, 1, bytes(8)),
         frames.frame(FrameType.READ, 1, struct.pack("<II", 5, 0), bytes(16)),
+        frames.frame(FrameType.FIND, 1, struct.pack("<II", 2, 0), bytes(24)),
+        frames.frame(FrameType.FIND, 1, struct.pack("<II", 0, 0)),
+        frames.encode_find(1, [bytes(24)] * (frames.ROWS_MAX + 1)),
+        frames.encode_found(1, [], 1, Code.OK),
         frames.frame(FrameType.APPLY, 1, struct.pack("<II", 1, 3), ROW, struct.pack("<i", 4), b"abc"),
         frames.frame(FrameType.APPLY, 1, struct.pack("<II", 1, 0), ROW, struct.pack("<i", -2)),
         hello(),
@@ -240,6 +246,60 @@ def test_what_is_encoded_is_decoded_and_rows_lie_aligned() -> None:
     assert len(frames.decode_answer(FrameType.STATES, frames.split(data)[2]).rows) == 2
     with pytest.raises(Malformed):
         frames.split(data[:-1])
+
+
+def told(*notes: bytes | None, since: int = 3, **more: Any) -> Found:
+    rows = np.zeros(len(notes), EVENT)
+    rows["at"] = range(len(notes))
+    results = np.zeros(len(notes), RESULT)
+    return Found(rows, results, np.arange(len(notes), dtype=np.int64), list(notes), since, 9, **more)
+
+
+def test_what_was_found_is_decoded_for_each_id() -> None:
+    asked = np.array([[1, 2, 3], [4, 5, 2**64 - 1]], np.uint64)
+    kind, request, payload = frames.split(frames.encode_find(7, [asked[0].tobytes(), asked[1].tobytes()]))
+    assert (kind, request, frames.decode_find(payload).tolist()) == (FrameType.FIND, 7, asked.tolist())
+    each = [told(b"", None, b"abc", account=2**64 - 1, owned=True), told(), told(b"x", since=4), told(None, since=-1)]
+    kind, request, payload = frames.split(frames.encode_found(8, each, 9, Code.OK))
+    found, code = frames.decode_found(payload)
+    assert (kind, request, code, len(found)) == (FrameType.FOUND, 8, Code.OK, 4)
+    for one, wanted in zip(found, each, strict=True):
+        assert one.rows.tobytes() == wanted.rows.tobytes()
+        assert one.rows.flags.aligned
+        assert (one.results.tolist(), one.offsets.tolist()) == (wanted.results.tolist(), wanted.offsets.tolist())
+        assert one[3:] == wanted[3:]
+    refused, code = frames.decode_found(frames.split(frames.encode_found(8, [told()], 0, Code.NOT_SERVING))[2])
+    assert (code, len(refused)) == (Code.NOT_SERVING, 1)
+
+
+def test_what_does_not_fit_one_answer_is_not_told() -> None:
+    large = told(*[b"n" * 16_000] * 200)
+    found, _ = frames.decode_found(frames.split(frames.encode_found(8, [large, large, told(b"x")], 9, Code.OK))[2])
+    assert [(len(one.rows), one.since) for one in found] == [(200, 3), (0, 9), (1, 3)]
+
+
+@pytest.mark.parametrize(
+    "spoil", ["short", "long", "cut", "more rows", "fewer rows", "more ids", "code", "note", "notes"]
+)
+def test_an_answer_about_ids_that_does_not_fit_is_malformed(spoil: str) -> None:
+    _, _, payload = frames.split(frames.encode_found(8, [told(b"abc", None), told(b"x")], 9, Code.OK))
+    notes = len(payload) - 4 - 3 * 4
+    frames.decode_found(payload)
+    if spoil == "short":
+        payload = payload[:20]
+    elif spoil in {"long", "cut"}:
+        payload = payload + b"x" if spoil == "long" else payload[:-1]
+    else:
+        at, form, value = {
+            "more rows": (4, "<I", 4), "fewer rows": (4, "<I", 2), "more ids": (0, "<I", 3), "code": (16, "<H", 999),
+            "note": (notes, "<i", 2), "notes": (notes, "<i", -2),
+        }[spoil]  # fmt: skip
+        struct.pack_into(form, payload, at, value)
+    with pytest.raises(Malformed):
+        frames.decode_found(payload)
+    empty = bytearray(frames.split(frames.encode_found(8, [told()], 9, Code.OK))[2])
+    with pytest.raises(Malformed):
+        frames.decode_found(empty + b"x")
 
 
 def test_answers_of_one_write_are_the_frames_of_each() -> None:

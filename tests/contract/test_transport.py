@@ -234,6 +234,28 @@ async def test_heads_and_stats_tell_of_every_shard(way: Way) -> None:
     assert stats[0].offset == after[0]
 
 
+async def test_what_was_done_lately_about_an_id_is_found_with_what_followed_and_who_may_see_it(way: Way) -> None:
+    deadline = time.monotonic() + 30
+    nothing = await way.client.find((1, way.a % 1024), 0, deadline)
+    assert (len(nothing.rows), nothing.account) == (0, 0)
+    hold, paid = event(Kind.HOLD, way.a, way.c, 10, span=10**12), event(Kind.TRANSFER, way.b, way.a, 5)
+    post = event(Kind.POST, way.a, amount=4, ref_hi=hold["id_hi"][0], ref_lo=hold["id_lo"][0])
+    outcome = await way.client.apply(np.concatenate([hold, paid]), [b"note", None], deadline)
+    assert not (await way.apply(post)).results["code"].any()
+    for row, kinds, payer in ((hold, [Kind.HOLD, Kind.POST], way.a), (paid, [Kind.TRANSFER, Kind.SETTLE], way.b)):
+        id_ = int(row["id_hi"][0]), int(row["id_lo"][0])
+        by = [await way.client.find(id_, actor, deadline) for actor in (7, 8)]
+        assert [one.owned for one in by] == [True, False]
+        found = by[0]
+        assert found.rows["kind"].tolist() == kinds
+        assert found.account == payer
+        assert found.since <= found.offsets.min() <= found.offsets.max() < found.head
+        assert found.offsets[0] <= outcome.positions[payer % 2]
+        assert found.notes[0] == (b"note" if row is hold else None)
+        assert found.results["code"].tolist() == [Code.OK if row is hold else Code.IN_FLIGHT, Code.OK]
+        assert found.rows["span"][1] == (0 if row is hold else found.rows["at"][0])
+
+
 async def test_a_killed_shard_costs_nothing_but_time(way: Way) -> None:
     sent: list[np.ndarray] = []
     codes: list[int] = []
@@ -281,6 +303,8 @@ async def test_what_cannot_be_learnt_in_time_is_unsure_and_a_read_says_so(way: W
     assert outcome.results.dtype != EVENT
     with pytest.raises(ShardUnavailable):
         await lonely.heads(time.monotonic() + 0.1)
+    with pytest.raises(ShardUnavailable):
+        await lonely.find((0, 0), 0, time.monotonic() + 0.1)
     await lonely.close()
 
 
