@@ -288,7 +288,7 @@ async def _end_hold(call: Call, kind: Kind, route: str, amount: int) -> tuple[qu
     id_ = call.event_id(f"{route}:{ids.text(hold)}", UNSET, slot)
     row = event_row(kind, id_, call.actor, amount=amount, ref=hold)
     # What is known of the hold is asked for meanwhile, not after: two calls on one way cost little more than one.
-    outcome, seen = await asyncio.gather(_outcome(call, row, None, id_), _look(call, hold), return_exceptions=True)
+    outcome, seen = await asyncio.gather(_outcome(call, row, None, id_), _find(call, hold), return_exceptions=True)
     if isinstance(outcome, BaseException):
         raise outcome
     at, _, code, _, _ = outcome.results.item(0)
@@ -304,14 +304,12 @@ async def _end_hold(call: Call, kind: Kind, route: str, amount: int) -> tuple[qu
 
 
 async def _ended_hold(call: Call, id_: Id, done: Done, seen: Seen | None) -> query_store.Transfer:
-    """What the hold was made of, which never changes. A derived id may have had another use meanwhile: the newest one
-    before the end is certain to be there once everything up to that is known."""
-    known = None
-    if seen is not None:
-        is_later = seen.found.head > done.positions.get(call.partition_of(ids.slot_of(id_)), seen.found.head)
-        known = seen.newest(done.at) if is_later or ids.version(id_) == 7 else None
-    if known is None:
-        known = (await look_up(call, id_, settled=False)).newest(done.at)
+    """What the hold was made of, which never changes. A derived id may have been used again meanwhile: the newest hold
+    before its end is certain to be there once everything up to that is known."""
+    is_later = seen is not None and seen.found.head > done.positions[call.partition_of(ids.slot_of(id_))]
+    if seen is None or not (is_later or (ids.version(id_) == 7 and seen.hold(done.at))):
+        seen = await _find(call, id_)
+    known = seen.hold(done.at) or (await _history(call, id_, seen)).hold(done.at)
     if known is None:
         raise ProblemError(NOT_CAUGHT_UP, "The query store does not have the hold")
     return known
@@ -321,7 +319,7 @@ async def _not_held(call: Call, error: ProblemError, id_: Id, at: int) -> Proble
     """What is told of a hold that the shard did not have at that moment: it forgets one that has ended, and the history
     knows."""
     seen = await look_up(call, id_)
-    known = seen.newest(at)
+    known = seen.newest(at) or (await _history(call, id_, seen)).newest(at)
     if known is None:
         return _as_before(error, UNKNOWN_TRANSFER, "There is no such transfer", id=ids.text(id_))
     if not await _owns(call, known.debit, seen):
@@ -373,7 +371,8 @@ async def _own_payment(call: Call) -> query_store.Transfer:
     """The payment that the path names. Whether the caller may give it back is for the payee's shard to say; of anything
     else only its own people are told what it is."""
     id_ = _path_id(call)
-    seen = await look_up(call, id_)
+    seen = await _find(call, id_)
+    seen = await _settled(call, id_, seen if seen.uses else await _history(call, id_, seen))
     known = seen.newest()
     if known is None:
         raise ProblemError(UNKNOWN_TRANSFER, "There is no such transfer", id=ids.text(id_))
@@ -414,50 +413,76 @@ async def get_transfer(call: Call) -> Answer:
 
 
 class Seen(NamedTuple):
-    """What is known of an id: to its shard and the query store together, or to the latter once it has caught up."""
+    """What is known of an id: to its shard alone, to that and the query store, or to the latter."""
 
-    uses: Sequence[query_store.Transfer] | None  # the newest last; None: the query store must catch up first
+    uses: Sequence[query_store.Transfer]  # the newest last
     found: Found
 
     def newest(self, at: int | None = None) -> query_store.Transfer | None:
         """The newest use, which is what an id means; or what it meant to an event that was stamped `at`, to the us."""
-        for use in reversed(self.uses or ()):
+        for use in reversed(self.uses):
             if at is None or use.at // 1000 <= at // 1000:
                 return use
         return None
 
+    def hold(self, at: int) -> query_store.Transfer | None:
+        """The newest hold that was made before something of stamp `at` was done, to the us: that lived, if any did."""
+        for use in reversed(self.uses):
+            if use.kind is Kind.HOLD and use.code is Code.OK and use.at // 1000 <= at // 1000:
+                return use
+        return None
 
-async def look_up(call: Call, id_: Id, *, settled: bool = True) -> Seen:
-    """The uses of an id, as of the end that the journal of its shard has now; the newest not in flight any more, if
-    `settled`.
+
+async def look_up(call: Call, id_: Id) -> Seen:
+    """The uses of an id, as of the end that the journal of its shard has now; the newest not in flight any more.
 
     Raises:
-        ProblemError: the query store did not catch up in time, or an outcome is still open.
+        ProblemError: a shard does not answer, the query store did not catch up in time, or an outcome is still open.
     """
-    seen = await _look(call, id_)
-    known, store = seen.newest(), call.services.store
-    if seen.uses is not None and not (settled and known is not None and known.status is Status.IN_FLIGHT):
+    seen = await _find(call, id_)
+    known = seen.newest()
+    # What was given back on another shard is for the query store to say.
+    if known is None or (_is_paid(known) and call.partition_of(known.credit) != known.partition):
+        seen = await _history(call, id_, seen)
+    return await _settled(call, id_, seen)
+
+
+async def _find(call: Call, id_: Id) -> Seen:
+    """What the shard alone knows: the newest uses, if any, but for what was given back on other shards."""
+    try:
+        found = await call.services.client.find(id_, call.actor, call.deadline)
+    except ShardUnavailable:
+        raise ProblemError(UNAVAILABLE, "A shard does not answer", id=ids.text(id_)) from None
+    return Seen(query_store.recent_uses(id_, call.partition_of(ids.slot_of(id_)), found), found)
+
+
+async def _history(call: Call, id_: Id, seen: Seen) -> Seen:
+    """All uses, as of what the shard knows: what the query store does not have yet is beside it, or is waited for."""
+    partition = call.partition_of(ids.slot_of(id_))
+    uses = query_store.uses(await call.services.store.stored(id_, partition), seen.found)
+    if uses is None:
+        try:
+            await call.wait_for({partition: seen.found.head - 1})
+        except ProblemError as error:
+            error.members["id"] = ids.text(id_)
+            raise
+        uses = await call.services.store.transfer(id_)
+    return seen._replace(uses=uses)
+
+
+async def _settled(call: Call, id_: Id, seen: Seen) -> Seen:
+    """The same when the newest use is not in flight any more, for which the query store knows both sides."""
+    known = seen.newest()
+    if known is None or known.status is not Status.IN_FLIGHT:
         return seen
     try:
-        await call.wait_for({call.partition_of(ids.slot_of(id_)): seen.found.head - 1})
-        uses = await (store.settled_transfer(id_, call.deadline) if settled else store.transfer(id_))
+        await call.wait_for({known.partition: seen.found.head - 1})
+        return seen._replace(uses=await call.services.store.settled_transfer(id_, call.deadline))
     except ProblemError as error:
         error.members["id"] = ids.text(id_)
         raise
     except NotYetProjected:
         raise ProblemError(UNSURE, "The transfer is on its way to its payee", id=ids.text(id_)) from None
-    return seen._replace(uses=uses)
-
-
-async def _look(call: Call, id_: Id) -> Seen:
-    """Ask the shard and the query store at once."""
-    services = call.services
-    asked = services.client.find(id_, call.actor, call.deadline)
-    try:
-        found, stored = await asyncio.gather(asked, services.store.stored(id_, call.partition_of(ids.slot_of(id_))))
-    except ShardUnavailable:
-        raise ProblemError(UNAVAILABLE, "A shard does not answer", id=ids.text(id_)) from None
-    return Seen(query_store.uses(stored, found), found)
 
 
 async def _owns(call: Call, account: int, seen: Seen | None = None) -> bool:

@@ -554,6 +554,12 @@ def uses(stored: Stored, found: Found) -> list[Transfer] | None:
     return _uses([_ended(row, ends, stored.partition) for row in rows] if ends else rows, stored.id)
 
 
+def recent_uses(id_: Id, partition: int, found: Found) -> list[Transfer]:
+    """The uses that lie in the records that `found` is of: the newest, if any, with all that followed in their own
+    partition. None are told of a post or void."""
+    return uses(Stored(id_, partition, (), found.since), found) or []
+
+
 def _as_stored(event: Any, result: Any, partition: int, position: int, note: Note) -> dict[str, Any]:
     """The row that the projection makes of an event, as a look-up gives it. What ends a hold has no accounts."""
     kind, code = int(event["kind"]), int(result["code"])

@@ -20,11 +20,11 @@ from actors.projection import Limits, Projection
 from actors.recent import Recent
 from actors.recovery import Windows
 from storage import record
-from storage.events import Code, Kind
+from storage.events import Code, Kind, partition_of
 from storage.journal import Corrupt, Journal, Writer
 from storage.journal.postgres import PostgresJournal
 from storage.listening import is_gone
-from storage.query_store import Chunk, Overtaken, QueryStore, Status, uses
+from storage.query_store import Chunk, Overtaken, QueryStore, Status, recent_uses, uses
 from storage.snapshots import SnapshotStore
 from tests.actors.projection_history import FORGETFUL, KEY, PARTITIONS, SMALL, UTC_OFFSET_S, History, Recorded
 
@@ -220,7 +220,7 @@ async def test_what_a_shard_knows_beside_the_store_tells_what_the_projection_wil
     recent = [Recent(0, rows_max=rows_max, bytes_max=1 << 30) for _ in range(PARTITIONS)]
     heads = [0] * PARTITIONS
     ends: Counter[tuple[Kind, str]] = Counter()
-    untold = 0
+    untold = alone = 0
     async with projecting(journal, store, snapshots, windows) as projection:
         for _ in range(40):
             for _ in range(chance.randrange(1, 5)):
@@ -241,6 +241,14 @@ async def test_what_a_shard_knows_beside_the_store_tells_what_the_projection_wil
                 await part.advance(heads[partition])
                 for id_, said in told.items():
                     known = await store.transfer(id_)
+                    found = recent[partition].find(id_, heads[partition])
+                    for one, other_one in zip(recent_uses(id_, partition, found)[::-1], known[::-1], strict=False):
+                        alone += 1
+                        if one.status is not Status.IN_FLIGHT:
+                            apart = partition_of(one.credit, PARTITIONS) != partition
+                            given_back = other_one.refunded_amount if apart else one.refunded_amount
+                            expected = replace(other_one, changed_at=0)
+                            assert replace(one, changed_at=0, refunded_amount=given_back) == expected
                     if said is None:
                         untold += 1
                         continue
@@ -253,6 +261,7 @@ async def test_what_a_shard_knows_beside_the_store_tells_what_the_projection_wil
     wanted = {Kind.HOLD: ["held", "posted", "voided", "expired", "refused"]}
     wanted[Kind.TRANSFER] = wanted[Kind.REFUND] = ["settled", "refused", "in flight"]
     assert set(ends) >= {(kind, status) for kind, statuses in wanted.items() for status in statuses}
+    assert alone > 100
     assert rows_max < 10**6 or untold < sum(ends.values()) / 4  # refunds on their way, posts by their own id
 
 
