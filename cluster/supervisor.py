@@ -151,8 +151,8 @@ class Supervisor:
             if not said:
                 hours = max(one["clock_ahead_s"] for one in doubted) / 3600
                 self._say(
-                    f"waiting: by this machine's clock {hours:.1f} h have passed since the ledger's last entry, and nothing "
-                    f"(such as NTP) vouches for it. If it is right: razao clock accept --data {self.data.root}"
+                    f"waiting: by this machine's clock {hours:.1f} h have passed since the ledger's last entry, and "
+                    f"nothing (such as NTP) vouches for it. If it is right: razao clock accept --data {self.data.root}"
                 )
                 said = True
             await asyncio.sleep(_WATCH_S)
