@@ -186,11 +186,16 @@ class Client:
             return
         witness = self.world.witness
         decision = witness.decision(operation.key, at)
-        said = f"{operation.row} was answered {Code(code).name} of {at}"
-        assert decision is not None, f"{said}, which is in no journal: {witness.decisions[operation.key]}"
-        assert decision.content == operation.content, f"{said}, which is {decision}"
-        assert witness.final(decision) == code, f"{said}, where the journals have {decision}"
-        assert decision.offset <= positions[decision.partition], f"{said}, to be seen from {positions}: {decision}"
+        good = (
+            decision is not None
+            and decision.content == operation.content
+            and witness.final(decision) == code
+            and decision.offset <= positions.get(decision.partition, -1)
+        )
+        if not good:
+            uses = witness.decisions[operation.key]
+            said = f"{operation.row} was answered {Code(code).name} of {at}, to be seen from {positions}"
+            raise AssertionError(f"{said}; the journals have {decision}, of all uses {uses}")
         operation.decided.append((code, at))
 
     async def read(self) -> None:

@@ -567,7 +567,8 @@ class World:
         """Every partition has a process that serves; from then on things go wrong only by `disturb`."""
         for partition in range(self.partitions):
             self.start_node(partition)
-        await asyncio.gather(*(node.task for node in self.nodes))
+        while not all(node.alive and node.shard.serving for node in self.current.values()):
+            await asyncio.sleep(0.1)
 
     async def make_peace(self) -> None:
         """From now on nothing goes wrong: all processes go on, with right clocks, and somebody serves everywhere."""
