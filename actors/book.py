@@ -4,6 +4,8 @@ Every array is reserved once at its full capacity as virtual memory and filled f
 pages but never copies. The indexes are linear hashing with chains: one bucket splits per insert, so there is no
 rehash either. Row links are stored as row + 1, which makes fresh (zero) pages an empty table.
 
+Ids are remembered in a ring, in the order of their events (`actors/id_memory.py`).
+
 The rules that change a book are in `actors/ledger.py`; here is only what holds it, saves it and proves it sound.
 """
 
@@ -13,40 +15,43 @@ import hashlib
 import mmap
 import secrets
 import sys
-from collections.abc import Callable
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, cast
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic, overload
-from numba.np import arrayobj
 
+from actors.compiled import Bool, Id, Int, Links, Rows, Words, compiled, entry_point, inlined
+from actors.id_memory import (
+    ID_BASE,
+    ID_BASE_MAX,
+    ID_BUCKETS,
+    ID_HEAD,
+    ID_HORIZON,
+    ID_MASK,
+    ID_ROW,
+    ID_SKEW,
+    ID_TAIL,
+    ID_WINDOW,
+    IDS_MAX,
+    IDS_PER_BUCKET,
+    TIME_HEAD,
+    TIME_ROW,
+    TIME_TAIL,
+    forget_oldest,
+    id_time,
+    live_slots,
+    live_times,
+)
 from storage.events import FIRST_ACCOUNT, SETTLEMENT, SLOTS, TRANSIT, AccountStatus, Kind
-
-Rows: TypeAlias = npt.NDArray[np.void]
-Links: TypeAlias = npt.NDArray[np.int32]
-Words: TypeAlias = npt.NDArray[np.int64]
-_njit: Any = njit  # its stubs do not know every option
-F = TypeVar("F", bound=Callable[..., Any])
-Row: TypeAlias = Any
-"""One record of a structured array; NumPy has no type for it that knows its fields."""
-Int: TypeAlias = Any
-"""An int64 in compiled code; without the compiler an int or an np.int64, as it comes."""
-Bool: TypeAlias = Any
-"""Likewise a bool or an np.bool."""
-Id: TypeAlias = Any
-"""A uint64: an account id, half of an event's id, or a hash."""
 
 ACCOUNT_ROW: Final = np.dtype(
     [
         # Two cache lines: a payee needs the first, a payer both.
         ("id", np.uint64),
         ("owner", np.uint64),
-        ("debits_posted", np.int64),
-        ("credits_posted", np.int64),
+        ("posted", np.int64),  # the balance; of settlement and transit modulo 2^64, so they are never full
+        ("flying", np.int64),  # sum of its payments in flight: what may come back must always fit
         ("debits_pending", np.int64),
         ("day_sum", np.int64),  # sent on local day `day`, centavos
         ("day", np.uint16),  # days since 1970, low 16 bits: only ever compared for equality
@@ -81,15 +86,6 @@ RAISE_DAILY: Final = 2
 RAISE_NIGHTLY: Final = 4
 RAISE_WINDOW: Final = 8
 
-ID_ROW: Final = np.dtype(
-    [
-        ("next", np.int32),  # beside the key: a walk along a chain mostly touches one cache line per row
-        ("hi", np.uint64),
-        ("lo", np.uint64),
-        ("at", np.int64),
-        ("word", np.uint64),  # 48 bits of content check << 16 | code
-    ]
-)
 HOLD_ROW: Final = np.dtype(
     [
         ("hi", np.uint64),
@@ -108,14 +104,18 @@ HOLD_ROW: Final = np.dtype(
 )
 FLIGHT_ROW: Final = np.dtype(
     [
-        ("hi", np.uint64),
-        ("lo", np.uint64),
+        ("hi", np.uint64),  # the payee's partition
+        ("lo", np.uint64),  # the payment's number among those to that partition
+        ("id_hi", np.uint64),
+        ("id_lo", np.uint64),
         ("ref_hi", np.uint64),  # the hold of a post, the original of a refund
         ("ref_lo", np.uint64),
         ("debit", np.uint64),
         ("credit", np.uint64),
         ("amount", np.int64),
         ("at", np.int64),  # of the debit, ns
+        ("use", np.int64),  # which use of its id it is: its number in the memory of ids
+        ("ref_at", np.int64),  # of a refund: the original's stamp, ns
         ("account", np.int32),
         ("day", np.int32),
         ("night", np.int32),
@@ -123,32 +123,54 @@ FLIGHT_ROW: Final = np.dtype(
         ("next", np.int32),
     ]
 )
-REFUND_ROW: Final = np.dtype([("hi", np.uint64), ("lo", np.uint64), ("refunded", np.int64), ("next", np.int32)])
+REFUND_ROW: Final = np.dtype(
+    [
+        ("hi", np.uint64),
+        ("lo", np.uint64),
+        ("at", np.int64),  # the original's stamp: its id may have been used before
+        ("refunded", np.int64),
+        ("next", np.int32),
+    ]
+)
+REFUSAL_ROW: Final = np.dtype(
+    [
+        ("hi", np.uint64),  # the payer's partition
+        ("lo", np.uint64),  # the leg's number
+        ("code", np.int32),
+        ("next", np.int32),
+    ]
+)
+"""A leg that was refused, until the payer's shard has it in its journal."""
 
 FREE: Final = 0
 HELD: Final = 1
 POSTING: Final = 2
 """A hold whose post is in flight: the payee's refusal would restore it whole, so what is left of it stays on hold."""
 
-# Places in `Book.meta`. A table's words follow one another; ids and refunds have a table per generation.
+# Places in `Book.meta`; the memory of ids has its own (3, 4, 12 to 19, 21). A table's words follow one another; refunds
+# have a table per generation.
 FORMAT: Final = 0
 PARTITION: Final = 1
 PARTITIONS: Final = 2
-ID_WINDOW: Final = 3
-ID_SKEW: Final = 4
 REFUND_WINDOW: Final = 5
 SEED: Final = 6
-ID_GENERATION: Final = 7
+CONTENT_SEED: Final = 7
 REFUND_GENERATION: Final = 8
 TRANSFERS: Final = 9
 HEAP: Final = 10
 UNDO: Final = 11
-ACCOUNTS: Final = 16
-HOLDS: Final = 24
-FLIGHTS: Final = 32
-IDS: Final = 40
-REFUNDS: Final = 56
-META_SIZE: Final = 72
+CAPACITIES: Final = 20  # six words, in the order of `Capacity`
+ACCOUNTS_MAX: Final = 20
+HOLDS_MAX: Final = 22
+FLIGHTS_MAX: Final = 23
+REFUNDS_MAX: Final = 24
+OUTBOX_MAX: Final = 25
+ACCOUNTS: Final = 32
+HOLDS: Final = 40
+FLIGHTS: Final = 48
+REFUSALS: Final = 56
+REFUNDS: Final = 64
+META_SIZE: Final = 80
 TABLE_SIZE: Final = 8
 COUNT: Final = 0  # rows in use
 TOP: Final = 1  # rows ever used: the next fresh one
@@ -156,7 +178,7 @@ UNUSED: Final = 2  # head of the list of freed rows, row + 1
 BUCKETS: Final = 3
 MASK: Final = 4
 
-BOOK_FORMAT: Final = 1
+BOOK_FORMAT: Final = 2
 ACCOUNT_BUCKETS: Final = 2
 """Buckets per account: 4 bytes each that save every other step along a chain."""
 BLOCK: Final = 64
@@ -177,33 +199,18 @@ _K2: Final = np.uint64(0xBF58476D1CE4E5B9)
 _K3: Final = np.uint64(0x94D049BB133111EB)
 
 
-_PART: Final = {"error_model": "numpy", "_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-_ENTRY: Final = {"error_model": "numpy", "_nrt": False, "cache": True, "nogil": True}
-
-
-def compiled(function: F) -> F:
-    """Compile a part of the kernel. Nothing in it allocates, so it goes without reference counts, 2/3 of the time."""
-    return cast(F, _njit(**_PART)(function))
-
-
-def inlined(function: F) -> F:
-    """The same for what is small or hot."""
-    return cast(F, _njit(**_PART, forceinline=True)(function))
-
-
-def entry_point(function: F) -> F:
-    """The same for what Python calls: kept on disk, and run without the interpreter's lock."""
-    return cast(F, _njit(**_ENTRY)(function))
-
-
 class Capacity(NamedTuple):
-    """Rows for which virtual memory is reserved; only what is used takes memory. `ids` and `refunds` per generation."""
+    """The most rows of each kind. Virtual memory is reserved for them; only what is used takes memory.
+
+    They decide codes, so they stand in the journal's open record, and may be other ones from the next start on.
+    """
 
     accounts: int = 2**26
-    ids: int = 2**28
+    ids: int = 2**28  # beyond, the oldest ones are forgotten before their time
     holds: int = 2**24
-    in_flight: int = 2**22
-    refunds: int = 2**22
+    in_flight: int = 2**22  # payments to other shards, and refusals that another shard has not confirmed
+    refunds: int = 2**22  # originals, per generation
+    outbox: int = 2**18  # of `in_flight`, those to one shard
 
 
 class Book(NamedTuple):
@@ -215,15 +222,23 @@ class Book(NamedTuple):
     account_heads: Links
     ids: Rows
     id_heads: Links
+    times: Rows
     holds: Rows
     hold_heads: Links
     heap: Links
     flights: Rows
     flight_heads: Links
+    refusals: Rows
+    refusal_heads: Links
     refunds: Rows
     refund_heads: Links
+    sent: Words  # per partition: payments that ever went there
+    outbox: Words  # per partition: those in flight
+    heard: Words  # per partition: number of its last leg that was decided here
+    confirmed: Words  # per partition: up to which number its refusals are forgotten
     undo: Rows
     undo_rows: Words
+    chain: Links
     ahead: npt.NDArray[np.uint64]
 
 
@@ -236,6 +251,9 @@ class Stats(NamedTuple):
     holds: int
     in_flight: int
     transit: int
+    ids_max: int
+    oldest_id_ns: int  # stamp of the oldest remembered id; 0 = none is
+    horizon_ns: int  # stamp of the newest id that was forgotten before its time; 0 = none was
 
 
 def _reserve(count: int, dtype: npt.DTypeLike, *, sparse: bool = False) -> npt.NDArray[Any]:
@@ -247,25 +265,35 @@ def _reserve(count: int, dtype: npt.DTypeLike, *, sparse: bool = False) -> npt.N
     return np.frombuffer(memory, dtype=dtype, count=count)
 
 
-def _allocate(capacity: Capacity) -> Book:
+def _allocate(capacity: Capacity, partitions: int, base: int, used: Mapping[str, int]) -> Book:
+    """Arrays for `capacity`, or for what is `used` already, by the names of `Capacity`, where that is more."""
     if max(capacity) >= 2**31 - 1 or min(capacity) < 2:
         raise ValueError("each capacity must be from 2 to 2^31 - 2 rows")
+    rows = Capacity(**{name: max(count, used.get(name, 0)) for name, count in capacity._asdict().items()})
     return Book(
         meta=np.zeros(META_SIZE, np.int64),
-        accounts=_reserve(capacity.accounts, ACCOUNT_ROW),
-        raises=_reserve(capacity.accounts, RAISE_ROW, sparse=True),
-        account_heads=_reserve(ACCOUNT_BUCKETS * capacity.accounts, np.int32),
-        ids=_reserve(2 * capacity.ids, ID_ROW),
-        id_heads=_reserve(2 * capacity.ids, np.int32),
-        holds=_reserve(capacity.holds, HOLD_ROW),
-        hold_heads=_reserve(capacity.holds, np.int32),
-        heap=_reserve(capacity.holds, np.int32),
-        flights=_reserve(capacity.in_flight, FLIGHT_ROW),
-        flight_heads=_reserve(capacity.in_flight, np.int32),
-        refunds=_reserve(2 * capacity.refunds, REFUND_ROW),
-        refund_heads=_reserve(2 * capacity.refunds, np.int32),
+        accounts=_reserve(rows.accounts, ACCOUNT_ROW),
+        raises=_reserve(rows.accounts, RAISE_ROW, sparse=True),
+        account_heads=_reserve(ACCOUNT_BUCKETS * rows.accounts, np.int32),
+        ids=_reserve(capacity.ids, ID_ROW),
+        id_heads=_reserve(max(1 << base, capacity.ids // IDS_PER_BUCKET + 1, used.get("buckets", 0)), np.int32),
+        times=_reserve(capacity.ids, TIME_ROW),
+        holds=_reserve(rows.holds, HOLD_ROW),
+        hold_heads=_reserve(rows.holds, np.int32),
+        heap=_reserve(rows.holds, np.int32),
+        flights=_reserve(rows.in_flight, FLIGHT_ROW),
+        flight_heads=_reserve(rows.in_flight, np.int32),
+        refusals=_reserve(rows.in_flight, REFUSAL_ROW),
+        refusal_heads=_reserve(rows.in_flight, np.int32),
+        refunds=_reserve(2 * rows.refunds, REFUND_ROW),
+        refund_heads=_reserve(2 * rows.refunds, np.int32),
+        sent=np.zeros(partitions, np.int64),
+        outbox=np.zeros(partitions, np.int64),
+        heard=np.zeros(partitions, np.int64),
+        confirmed=np.zeros(partitions, np.int64),
         undo=_reserve(2 * CHAIN_MAX, ACCOUNT_ROW),
         undo_rows=_reserve(3 * CHAIN_MAX, np.int64),
+        chain=_reserve(2 * CHAIN_MAX, np.int32),
         ahead=np.zeros(AHEAD_SIZE * BLOCK, np.uint64),
     )
 
@@ -288,7 +316,8 @@ def new_book(
         raise ValueError(f"partition {partition} of {partitions}: the count must be a power of two up to {SLOTS}")
     if id_window_ns <= 0 or id_skew_ns < 0 or refund_window_ns <= 0:
         raise ValueError("windows must be positive")
-    book = _allocate(capacity)
+    base = min(max(capacity.ids.bit_length() - 2, 1), ID_BASE_MAX)
+    book = _allocate(capacity, partitions, base, {})
     meta = book.meta
     meta[FORMAT] = BOOK_FORMAT
     meta[PARTITION] = partition
@@ -297,7 +326,12 @@ def new_book(
     meta[ID_SKEW] = id_skew_ns
     meta[REFUND_WINDOW] = refund_window_ns
     meta[SEED] = secrets.randbits(62)  # clients choose ids: without a secret they could choose colliding ones
-    for table in (ACCOUNTS, HOLDS, FLIGHTS, IDS, IDS + TABLE_SIZE, REFUNDS, REFUNDS + TABLE_SIZE):
+    meta[CONTENT_SEED] = secrets.randbits(62)
+    meta[CAPACITIES : CAPACITIES + len(capacity)] = capacity
+    meta[ID_BASE] = base
+    meta[ID_BUCKETS] = 1 << base
+    meta[ID_MASK] = (2 << base) - 1
+    for table in (ACCOUNTS, HOLDS, FLIGHTS, REFUSALS, REFUNDS, REFUNDS + TABLE_SIZE):
         meta[table + BUCKETS] = 1
         meta[table + MASK] = 1
     meta[ACCOUNTS + COUNT] = meta[ACCOUNTS + TOP] = 2
@@ -305,6 +339,11 @@ def new_book(
         book.accounts[row]["id"] = account
         book.accounts[row]["status"] = AccountStatus.OPEN
     return book
+
+
+def capacity_of(book: Book) -> Capacity:
+    """The capacities that are in force."""
+    return Capacity(*book.meta[CAPACITIES : CAPACITIES + len(Capacity._fields)].tolist())
 
 
 # The index. A bucket's number is the low bits of the key's hash: with 2^k <= buckets < 2^(k+1), buckets that were not
@@ -482,46 +521,6 @@ def clear(meta: Words, table: Int, base: Int, heads: Links) -> None:
     heads[base] = 0
 
 
-# Prefetching. A batch touches a dozen random cache lines per row; asking for those of the next rows while one is worked
-# on hides most of the waiting.
-
-
-_make_array: Any = arrayobj.make_array
-_declare: Any = cgutils.get_or_insert_function
-
-
-@intrinsic
-def _llvm_prefetch(_context: Any, rows: Any, index: Any, offset: Any) -> Any:
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array = _make_array(signature.args[0])(context, builder, arguments[0])
-        byte = ir.IntType(8).as_pointer()
-        word = ir.IntType(32)
-        size = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(signature.args[0].dtype)))
-        place = builder.add(builder.mul(arguments[1], size), arguments[2])
-        address = builder.gep(builder.bitcast(array.data, byte), [place])
-        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-        function = _declare(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [address, word(1), word(3), word(1)])
-        return context.get_dummy_value()
-
-    return types.void(rows, types.intp, types.intp), codegen
-
-
-def prefetch(rows: npt.NDArray[Any], index: Int, offset: Int) -> None:
-    """Ask for the cache line of `rows[index]`, `offset` bytes in. Only a hint: without the compiler it does nothing."""
-
-
-_ask_for: Any = _llvm_prefetch
-
-
-@overload(prefetch)
-def _prefetch(rows: Any, index: Any, offset: Any) -> Any:
-    def ask(rows: Any, index: Any, offset: Any) -> None:
-        _ask_for(rows, index, offset)
-
-    return ask
-
-
 # The heap of expiries: hold rows by (expires_at, row). Each hold knows its place, so leaving is O(log n) and the heap
 # holds nothing stale.
 
@@ -587,12 +586,14 @@ def heap_remove(meta: Words, heap: Links, holds: Rows, hold: Int) -> None:
 # Saving and loading.
 
 
-def _generations(meta: Words, table: int, rows: Rows) -> list[tuple[int, int, int]]:
-    """(table, base, rows in use) of both generations, older first."""
-    generation = int(meta[ID_GENERATION if table == IDS else REFUND_GENERATION])
-    half = len(rows) // 2
-    order = ((generation - 1) & 1, generation & 1)
-    return [(table + s * TABLE_SIZE, s * half, int(meta[table + s * TABLE_SIZE + TOP])) for s in order]
+_REFUND_TABLES: Final = (REFUNDS, REFUNDS + TABLE_SIZE)
+_SINGLE: Final = (
+    ("accounts", "account_heads", ACCOUNTS),
+    ("holds", "hold_heads", HOLDS),
+    ("flights", "flight_heads", FLIGHTS),
+    ("refusals", "refusal_heads", REFUSALS),
+)
+_PER_PARTITION: Final = ("sent", "outbox", "heard", "confirmed")
 
 
 def dump(book: Book) -> dict[str, npt.NDArray[Any]]:
@@ -605,52 +606,106 @@ def dump(book: Book) -> dict[str, npt.NDArray[Any]]:
     for name, heads, table in _SINGLE:
         arrays[name] = getattr(book, name)[: meta[table + TOP]].copy()
         arrays[heads] = getattr(book, heads)[: meta[table + BUCKETS]].copy()
-    for name, heads, table in _DOUBLE:
-        rows, links = getattr(book, name), getattr(book, heads)
-        for slot in (0, 1):
-            at, words = slot * (len(rows) // 2), table + slot * TABLE_SIZE
-            arrays[f"{name}_{slot}"] = rows[at : at + meta[words + TOP]].copy()
-            arrays[f"{heads}_{slot}"] = links[at : at + meta[words + BUCKETS]].copy()
+    half = len(book.refunds) // 2
+    for slot, table in enumerate(_REFUND_TABLES):
+        at = slot * half
+        arrays[f"refunds_{slot}"] = book.refunds[at : at + meta[table + TOP]].copy()
+        arrays[f"refund_heads_{slot}"] = book.refund_heads[at : at + meta[table + BUCKETS]].copy()
+    arrays["ids"] = book.ids[live_slots(meta)]
+    arrays["id_heads"] = book.id_heads[: meta[ID_BUCKETS]].copy()
+    arrays["times"] = live_times(meta, book.times)
+    for name in _PER_PARTITION:
+        arrays[name] = getattr(book, name).copy()
     return arrays
 
 
-def restore(arrays: dict[str, npt.NDArray[Any]], capacity: Capacity = Capacity()) -> Book:  # noqa: B008 - immutable
-    """The book that `dump` saved.
+def restore(arrays: dict[str, npt.NDArray[Any]], capacity: Capacity | None = None) -> Book:
+    """The book that `dump` saved, with the capacities that it had, or with others (see `resized`).
 
     Raises:
-        ValueError: an array is missing, of another type or length than `meta` says, or exceeds the capacity.
+        ValueError: an array is missing, or of another type or length than `meta` says.
     """
-    book = _allocate(capacity)
+    kept = np.zeros(META_SIZE, np.int64)
+    _fill(arrays, "meta", kept, META_SIZE)
+    if kept[FORMAT] != BOOK_FORMAT:
+        raise ValueError(f"book format {kept[FORMAT]}, this program reads {BOOK_FORMAT}")
+    used = {
+        "accounts": int(kept[ACCOUNTS + TOP]),
+        "holds": int(kept[HOLDS + TOP]),
+        "in_flight": max(int(kept[FLIGHTS + TOP]), int(kept[REFUSALS + TOP])),
+        "refunds": max(int(kept[table + TOP]) for table in _REFUND_TABLES),
+        "buckets": int(kept[ID_BUCKETS]),
+    }
+    was = Capacity(*kept[CAPACITIES : CAPACITIES + len(Capacity._fields)].tolist())
+    wanted = was if capacity is None else capacity
+    book = _allocate(wanted, int(kept[PARTITIONS]), int(kept[ID_BASE]), used)
     meta = book.meta
-    _fill(arrays, "meta", meta, META_SIZE)
-    if meta[FORMAT] != BOOK_FORMAT:
-        raise ValueError(f"book format {meta[FORMAT]}, this program reads {BOOK_FORMAT}")
+    meta[:] = kept
+    meta[CAPACITIES : CAPACITIES + len(wanted)] = wanted
     _fill(arrays, "heap", book.heap, int(meta[HEAP]))
     for name, heads, table in _SINGLE:
         _fill(arrays, name, getattr(book, name), int(meta[table + TOP]))
         _fill(arrays, heads, getattr(book, heads), int(meta[table + BUCKETS]))
-    for name, heads, table in _DOUBLE:
-        rows, links = getattr(book, name), getattr(book, heads)
-        half = len(rows) // 2
-        for slot in (0, 1):
-            words = table + slot * TABLE_SIZE
-            _fill(arrays, f"{name}_{slot}", rows[slot * half :][:half], int(meta[words + TOP]))
-            _fill(arrays, f"{heads}_{slot}", links[slot * half :][:half], int(meta[words + BUCKETS]))
+    half = len(book.refunds) // 2
+    for slot, table in enumerate(_REFUND_TABLES):
+        at = slot * half
+        _fill(arrays, f"refunds_{slot}", book.refunds[at : at + half], int(meta[table + TOP]))
+        _fill(arrays, f"refund_heads_{slot}", book.refund_heads[at : at + half], int(meta[table + BUCKETS]))
     waiting = np.flatnonzero(book.accounts["waits"][: meta[ACCOUNTS + TOP]])
     if not np.array_equal(arrays.get("raise_rows", ()), waiting):
         raise ValueError("array 'raise_rows' does not name the accounts with a raise that waits")
     raises = np.zeros(len(waiting), RAISE_ROW)
     _fill(arrays, "raises", raises, len(waiting))
     book.raises[waiting] = raises
+    for name in _PER_PARTITION:
+        _fill(arrays, name, getattr(book, name), int(meta[PARTITIONS]))
+    _restore_ids(arrays, book, was.ids)
     return book
 
 
-_SINGLE: Final = (
-    ("accounts", "account_heads", ACCOUNTS),
-    ("holds", "hold_heads", HOLDS),
-    ("flights", "flight_heads", FLIGHTS),
-)
-_DOUBLE: Final = (("ids", "id_heads", IDS), ("refunds", "refund_heads", REFUNDS))
+def _restore_ids(arrays: dict[str, npt.NDArray[Any]], book: Book, was: int) -> None:
+    """Lay the ring out as it was; when its size is another one now, move it, the oldest of too many forgotten."""
+    meta, count = book.meta, int(book.meta[ID_HEAD] - book.meta[ID_TAIL])
+    same = was == int(meta[IDS_MAX])
+    ids = book.ids if same else _reserve(was, ID_ROW)
+    heads = book.id_heads if same else _reserve(max(was, int(meta[ID_BUCKETS])), np.int32)
+    times = book.times if same else _reserve(was, TIME_ROW)
+    held, now = np.zeros(count, ID_ROW), int(meta[IDS_MAX])
+    _fill(arrays, "ids", held, count)
+    meta[IDS_MAX] = was
+    ids[live_slots(meta)] = held
+    _fill(arrays, "id_heads", heads, int(meta[ID_BUCKETS]))
+    since = np.zeros(int(meta[TIME_HEAD] - meta[TIME_TAIL]), TIME_ROW)
+    _fill(arrays, "times", since, len(since))
+    times[np.arange(int(meta[TIME_TAIL]), int(meta[TIME_HEAD])) % was] = since
+    if same:
+        return
+    _shrink_ids(meta, ids, heads, times, now)
+    slots = live_slots(meta)
+    kept, since = ids[slots], live_times(meta, times)
+    order = np.zeros(was + 1, np.int64)  # old link -> new link
+    meta[IDS_MAX] = now
+    fresh = live_slots(meta)
+    order[slots + 1] = fresh + 1
+    links = kept["next"].astype(np.int64)
+    kept["next"] = np.where(links > 0, order[np.maximum(links, 0)], links)
+    book.ids[fresh] = kept
+    buckets = int(meta[ID_BUCKETS])
+    book.id_heads[:buckets] = order[heads[:buckets]]
+    book.times[np.arange(int(meta[TIME_TAIL]), int(meta[TIME_HEAD])) % now] = since
+
+
+@entry_point
+def _shrink_ids(meta: Words, ids: Rows, heads: Links, times: Rows, most: Int) -> Int:
+    while meta[ID_HEAD] - meta[ID_TAIL] > most:
+        meta[ID_HORIZON] = id_time(meta, ids, times, meta[ID_TAIL])
+        forget_oldest(meta, ids, heads, times)
+    return 0
+
+
+def resized(book: Book, capacity: Capacity) -> Book:
+    """The book with other capacities. What is there above a lower one stays; of ids the oldest are forgotten."""
+    return book if capacity == capacity_of(book) else restore(dump(book), capacity)
 
 
 def _fill(arrays: dict[str, npt.NDArray[Any]], name: str, target: npt.NDArray[Any], count: int) -> None:
@@ -671,22 +726,32 @@ def _exact_sum(values: npt.NDArray[np.int64]) -> int:
 
 
 def sums(book: Book) -> int:
-    """All credits minus all debits, centavos. Anything but 0 is a broken book."""
-    accounts = book.accounts[: book.meta[ACCOUNTS + TOP]]
-    return _exact_sum(accounts["credits_posted"]) - _exact_sum(accounts["debits_posted"])
+    """All balances added up, centavos. Anything but 0 is a broken book."""
+    total = _exact_sum(book.accounts["posted"][: book.meta[ACCOUNTS + TOP]])
+    return (total + 2**63) % 2**64 - 2**63  # settlement and transit count modulo 2^64
+
+
+@entry_point
+def _oldest_id(meta: Words, ids: Rows, times: Rows) -> Int:
+    return id_time(meta, ids, times, meta[ID_TAIL])
 
 
 def stats(book: Book) -> Stats:
     """Counts for operators; settlement and transit are not counted as accounts."""
     meta = book.meta
-    transit = book.accounts[1]
+    ids = int(meta[ID_HEAD] - meta[ID_TAIL])
+    with np.errstate(over="ignore"):
+        oldest = int(_oldest_id(meta, book.ids, book.times)) if ids else 0
     return Stats(
         accounts=int(meta[ACCOUNTS + COUNT]) - 2,
         transfers=int(meta[TRANSFERS]),
-        ids=int(meta[IDS + COUNT] + meta[IDS + TABLE_SIZE + COUNT]),
+        ids=ids,
         holds=int(meta[HOLDS + COUNT]),
         in_flight=int(meta[FLIGHTS + COUNT]),
-        transit=int(transit["credits_posted"]) - int(transit["debits_posted"]),
+        transit=int(book.accounts[1]["posted"]),
+        ids_max=int(meta[IDS_MAX]),
+        oldest_id_ns=oldest,
+        horizon_ns=int(meta[ID_HORIZON]),
     )
 
 
@@ -704,28 +769,41 @@ def _absorb(digest: hashlib.blake2b, rows: Rows) -> None:
 
 
 def _by_id(rows: Rows) -> Rows:
-    return rows[np.lexsort((rows["lo"], rows["hi"]))]
+    names = [name for name in ("at", "lo", "hi") if name in (rows.dtype.names or ())]
+    return rows[np.lexsort([rows[name] for name in names])]
 
 
 def digest(book: Book) -> bytes:
     """32 bytes of the canonical content: equal for books that went through the same history, however often restored."""
     meta = book.meta
     result = hashlib.blake2b(digest_size=32)
-    settings = [FORMAT, PARTITION, PARTITIONS, ID_WINDOW, ID_SKEW, REFUND_WINDOW, ID_GENERATION, REFUND_GENERATION]
-    result.update(meta[[*settings, TRANSFERS]].tobytes())
+    settings = [FORMAT, PARTITION, PARTITIONS, ID_WINDOW, ID_SKEW, REFUND_WINDOW, REFUND_GENERATION, TRANSFERS]
+    result.update(meta[[*settings, ID_HEAD, ID_TAIL, ID_HORIZON]].tobytes())
+    result.update(meta[CAPACITIES : CAPACITIES + len(Capacity._fields)].tobytes())
     accounts = book.accounts[: meta[ACCOUNTS + TOP]]
     order = np.argsort(accounts["id"])
     _absorb(result, accounts[order])
     _absorb(result, book.raises[order[accounts["waits"][order] != 0]])
-    for _, base, used in _generations(meta, IDS, book.ids):
-        _absorb(result, book.ids[base : base + used])  # in the order of their stamps
+    _absorb(result, book.ids[live_slots(meta)])
+    _absorb(result, live_times(meta, book.times))
     holds = book.holds[: meta[HOLDS + TOP]]
     _absorb(result, _by_id(holds[holds["state"] != FREE]))
     flights = book.flights[: meta[FLIGHTS + TOP]]
     _absorb(result, _by_id(flights[flights["kind"] != 0]))
-    for _, base, used in _generations(meta, REFUNDS, book.refunds):
+    refusals = book.refusals[: meta[REFUSALS + TOP]]
+    _absorb(result, _by_id(refusals[refusals["code"] != 0]))
+    for name in _PER_PARTITION:
+        result.update(getattr(book, name).tobytes())
+    for base, used in _generations(meta, len(book.refunds)):
         _absorb(result, _by_id(book.refunds[base : base + used]))
     return result.digest()
+
+
+def _generations(meta: Words, length: int) -> list[tuple[int, int]]:
+    """(base, rows in use) of both generations of refunds, older first."""
+    generation = int(meta[REFUND_GENERATION])
+    order = ((generation - 1) & 1, generation & 1)
+    return [(slot * (length // 2), int(meta[_REFUND_TABLES[slot] + TOP])) for slot in order]
 
 
 @entry_point
@@ -771,7 +849,7 @@ def _require(holds: object, why: str) -> None:
 
 def _check_table(meta: Words, table: int, base: int, rows: Rows, heads: Links, used: npt.NDArray[np.bool_]) -> None:
     """Every used row is in its chain, every other one is on the list of unused rows."""
-    name = {IDS: "ids", IDS + TABLE_SIZE: "ids", HOLDS: "holds", FLIGHTS: "in flight"}.get(table, "refunds")
+    name = {HOLDS: "holds", FLIGHTS: "in flight", REFUSALS: "refusals"}.get(table, "refunds")
     top, count, buckets = (int(meta[table + field]) for field in (TOP, COUNT, BUCKETS))
     _require(len(used) == top and int(used.sum()) == count, f"{name}: {count} rows are counted, {used.sum()} are used")
     _require(buckets <= meta[table + MASK] < 2 * buckets, f"{name}: the mask does not fit {buckets} buckets")
@@ -792,15 +870,16 @@ def _check_accounts(book: Book) -> None:
     accounts = book.accounts[: meta[ACCOUNTS + TOP]]
     customers = accounts[2:]
     _require(sums(book) == 0, f"the sum over all accounts is {sums(book)}")
-    for side in ("debits_posted", "credits_posted", "debits_pending"):
-        _require(bool((accounts[side] >= 0).all()), f"accounts: {side} is negative")
-    available = customers["credits_posted"] - customers["debits_posted"] - customers["debits_pending"]
+    for side in ("posted", "flying", "debits_pending"):
+        _require(bool((customers[side] >= 0).all()), f"accounts: {side} is negative")
+    available = customers["posted"] - customers["debits_pending"]
     _require(bool((available >= 0).all()), "accounts: a customer's available balance is negative")
+    _require(bool((customers["posted"] + customers["flying"] >= 0).all()), "accounts: what may come back does not fit")
     _require(bool((customers["id"] >= FIRST_ACCOUNT).all()), "accounts: a customer has a reserved id")
     own = customers["id"] & np.uint64(meta[PARTITIONS] - 1) == np.uint64(meta[PARTITION])
     _require(bool(own.all()), "accounts: one belongs to another partition")
     closed = customers[customers["status"] == AccountStatus.CLOSED]
-    idle = (closed["credits_posted"] == closed["debits_posted"]) & (closed["in_flight"] == 0)
+    idle = (closed["posted"] == 0) & (closed["in_flight"] == 0)
     _require(bool(idle.all()), "accounts: a closed one is not empty")
     marks = np.zeros(len(accounts), np.uint8)
     with np.errstate(over="ignore"):
@@ -842,8 +921,61 @@ def _check_pending(book: Book) -> None:
     _require(np.array_equal(pending, accounts["debits_pending"]), "accounts: pending is not the sum of the holds")
     in_flight = np.bincount(flying["account"], minlength=len(accounts))
     _require(np.array_equal(in_flight, accounts["in_flight"]), "accounts: a count of what is in flight is wrong")
+    amounts = np.zeros(len(accounts), np.int64)
+    np.add.at(amounts, flying["account"], flying["amount"])
+    _require(np.array_equal(amounts, accounts["flying"]), "accounts: a sum of what is in flight is wrong")
     for rows in (live, flying):
         _require(np.array_equal(accounts["id"][rows["account"]], rows["debit"]), "a row points at another account")
+
+
+def _check_legs(book: Book) -> None:
+    """What a pair of shards keeps fits together."""
+    meta = book.meta
+    flights, refusals = book.flights[: meta[FLIGHTS + TOP]], book.refusals[: meta[REFUSALS + TOP]]
+    flying, refused = flights[flights["kind"] != 0], refusals[refusals["code"] != 0]
+    _check_table(meta, REFUSALS, 0, book.refusals, book.refusal_heads, refusals["code"] != 0)
+    partitions = int(meta[PARTITIONS])
+    homes = flying["hi"].astype(np.int64)
+    _require(np.array_equal(np.bincount(homes, minlength=partitions), book.outbox), "an outbox is miscounted")
+    _require(bool((flying["lo"].astype(np.int64) <= book.sent[homes]).all()), "a number in flight was never given")
+    _require(bool((book.confirmed <= book.heard).all()), "more is confirmed than was heard")
+    sources, numbers = refused["hi"].astype(np.int64), refused["lo"].astype(np.int64)
+    within = (numbers > book.confirmed[sources]) & (numbers <= book.heard[sources])
+    _require(bool(within.all()), "a refusal is kept that was confirmed, or was not heard")
+
+
+@entry_point
+def _check_chains(meta: Words, ids: Rows, heads: Links, marks: npt.NDArray[np.uint8]) -> Int:
+    """Ids that the index reaches, newest first in each chain; marks each. -1 = a link astray, or a chain misnamed."""
+    reached = 0
+    newest = meta[ID_HEAD] - 1
+    for bucket in range(meta[ID_BUCKETS]):
+        row, before = np.int64(heads[bucket]), np.int64(-1)
+        while row > 0:
+            age = (newest - row + 1) % meta[IDS_MAX]
+            if age <= before or age >= meta[ID_HEAD] - meta[ID_TAIL] or marks[row - 1] != 0:
+                return -1
+            marks[row - 1] = 1
+            reached += 1
+            before = age
+            row = np.int64(ids[row - 1]["next"])
+            if row <= 0 and row != -(bucket + 1):
+                return -1
+    return reached
+
+
+def _check_ids(book: Book) -> None:
+    meta = book.meta
+    count, buckets = int(meta[ID_HEAD] - meta[ID_TAIL]), int(meta[ID_BUCKETS])
+    _require(0 <= count <= meta[IDS_MAX], "ids: more than there is room for")
+    _require(buckets <= meta[ID_MASK] < 2 * buckets, f"ids: the mask does not fit {buckets} buckets")
+    marks = np.zeros(int(meta[IDS_MAX]), np.uint8)
+    with np.errstate(over="ignore"):
+        reached = _check_chains(meta, book.ids, book.id_heads, marks)
+    _require(reached == count, f"ids: the index reaches {reached} of {count}")
+    since = live_times(meta, book.times)
+    _require(bool((np.diff(since["first"]) > 0).all()), "ids: times out of order")
+    _require(not count or int(since["first"][0]) <= meta[ID_TAIL], "ids: the oldest one's time is gone")
 
 
 def check(book: Book) -> None:
@@ -857,11 +989,9 @@ def check(book: Book) -> None:
     _check_accounts(book)
     _check_holds(book)
     _check_pending(book)
-    for table, base, used in _generations(meta, IDS, book.ids):
-        rows = book.ids[base : base + used]
-        _check_table(meta, table, base, book.ids, book.id_heads, np.ones(used, bool))
-        _require(bool((np.diff(rows["at"]) > 0).all()), "ids: not in the order of their stamps")
-        _require(bool(((rows["word"] & np.uint64(0xFFFF)) < 64).all()), "ids: an unknown code is remembered")
-    for table, base, used in _generations(meta, REFUNDS, book.refunds):
+    _check_legs(book)
+    _check_ids(book)
+    for (base, used), slot in zip(_generations(meta, len(book.refunds)), (1, 0), strict=True):
+        table = _REFUND_TABLES[int(meta[REFUND_GENERATION]) - slot & 1]
         _check_table(meta, table, base, book.refunds, book.refund_heads, np.ones(used, bool))
         _require(bool((book.refunds[base : base + used]["refunded"] >= 0).all()), "refunds: a sum is negative")

@@ -5,7 +5,11 @@ no clock and depends on nothing but the book and the rows. Events with a code fr
 leave the book exactly as it was: they need not be journaled. With NUMBA_DISABLE_JIT=1 it runs as plain Python.
 
 Each event is checked in this order: its form, the caller's right, whether its id was seen before, the id's age, and
-then the rules of its kind. A rule function changes the book only after its last refusal.
+then the rules of its kind. A rule function changes the book only after its last refusal. The rows of a linked chain are
+all judged by the first four before any of them is applied: a chain is new as a whole, or it is not applied.
+
+Money to an account of another shard leaves as a numbered leg: the payer's shard counts its payments to each other
+shard, which decides them strictly in that order. So a leg needs no id, no clock and no window to be decided once.
 
 Arithmetic on money is on int64 and every sum is compared with AMOUNT_MAX before it is made; ids and hashes are uint64.
 Numba makes float64 of a mixture of the two, so nothing here mixes them without a cast.
@@ -25,23 +29,24 @@ import numpy as np
 import numpy.typing as npt
 
 from actors import book as book_module
+from actors import compiled as compiled_module
+from actors import id_memory as id_memory_module
 from actors.book import (
     ACCOUNTS,
+    ACCOUNTS_MAX,
     AHEAD_SIZE,
     BLOCK,
-    BUCKETS,
     CHAIN_MAX,
+    CONTENT_SEED,
     COUNT,
     FLIGHTS,
+    FLIGHTS_MAX,
     FREE,
     HEAP,
     HELD,
     HOLDS,
-    ID_GENERATION,
-    ID_SKEW,
-    ID_WINDOW,
-    IDS,
-    MASK,
+    HOLDS_MAX,
+    OUTBOX_MAX,
     PARTITION,
     PARTITIONS,
     POSTING,
@@ -52,29 +57,24 @@ from actors.book import (
     REFUND_GENERATION,
     REFUND_WINDOW,
     REFUNDS,
+    REFUNDS_MAX,
+    REFUSALS,
     SEED,
     TABLE_SIZE,
     TOP,
     TRANSFERS,
     UNDO,
     Book,
-    Bool,
     Capacity,
-    Id,
-    Int,
-    Row,
-    Rows,
     Stats,
-    Words,
     add,
     add_account,
     bucket_of,
+    capacity_of,
     check,
     clear,
-    compiled,
     digest,
     dump,
-    entry_point,
     find,
     find_account,
     find_account_in,
@@ -82,34 +82,61 @@ from actors.book import (
     hash_id,
     heap_add,
     heap_remove,
-    inlined,
     new_book,
-    prefetch,
     remove,
+    resized,
     restore,
     stats,
     sums,
+)
+from actors.compiled import Bool, Id, Int, Row, Rows, Words, compiled, entry_point, inlined, prefetch
+from actors.id_memory import (
+    ID_BUCKETS,
+    ID_HEAD,
+    ID_HORIZON,
+    ID_MASK,
+    ID_SKEW,
+    ID_TAIL,
+    ID_WINDOW,
+    IDS_MAX,
+    IDS_PER_BUCKET,
+    find_id,
+    id_bucket,
+    id_code,
+    recode_id,
+    remember_id,
+    slot_time,
 )
 from storage import events
 from storage.events import ACCOUNT, AMOUNT_MAX, BALANCE, EVENT, NO_LIMIT, RESULT, AccountStatus, Code, Kind
 
 __all__ = [
+    "RULES",
     "Book",
     "Capacity",
     "Stats",
     "apply",
+    "apply_told",
+    "capacity_of",
     "check",
     "digest",
     "due_holds",
     "dump",
+    "flights_of",
     "in_flight",
     "new_book",
     "read_accounts",
+    "resized",
     "restore",
+    "sent",
     "stamp",
     "stats",
     "sums",
 ]
+
+RULES: Final = 1
+"""Version of the rules. It goes up whenever an event may get another code or effect than before: records of older rules
+are then replayed by the codes that they tell (`apply_told`)."""
 
 # Numba freezes module globals of plain int type, not enum members.
 _OPEN: Final = int(Kind.OPEN)
@@ -117,6 +144,7 @@ _CLOSE: Final = int(Kind.CLOSE)
 _FREEZE: Final = int(Kind.FREEZE)
 _UNFREEZE: Final = int(Kind.UNFREEZE)
 _SET_LIMITS: Final = int(Kind.SET_LIMITS)
+_BIND: Final = int(Kind.BIND)
 _DEPOSIT: Final = int(Kind.DEPOSIT)
 _WITHDRAWAL: Final = int(Kind.WITHDRAWAL)
 _TRANSFER: Final = int(Kind.TRANSFER)
@@ -162,6 +190,8 @@ _FORBIDDEN: Final = int(Code.FORBIDDEN)
 _INVALID_EVENT: Final = int(Code.INVALID_EVENT)
 _LEG_OUT_OF_ORDER: Final = int(Code.LEG_OUT_OF_ORDER)
 _BOOK_FULL: Final = int(Code.BOOK_FULL)
+_CHAIN_REFUSED: Final = int(Code.CHAIN_REFUSED)
+_OUTBOX_FULL: Final = int(Code.OUTBOX_FULL)
 _FIRST_STATELESS: Final = int(events.FIRST_STATELESS)
 
 _LINKED: Final = int(events.Flag.LINKED)
@@ -178,6 +208,8 @@ _UNKNOWN: Final = -1
 """Instead of an account's row: there is no such account."""
 _REMOTE: Final = -2
 """Instead of an account's row: it is of another partition."""
+_NEW: Final = -1
+"""Instead of a code: the event is to be applied."""
 
 _MS_NS: Final = 1_000_000
 _MINUTE_NS: Final = 60 * 10**9
@@ -185,25 +217,25 @@ _DAY_MINUTES: Final = 1440
 _NOON: Final = 720
 _DEFAULT_WINDOW: Final = 1200 << 16 | 360
 """20:00 to 06:00, the Central Bank's night (Pix limits for natural persons)."""
-_CLOCKS_NS: Final = 3600 * 10**9
-"""Clocks of two shards differ by less than this."""
 _ANY: Final = np.uint64(0)
 _U16: Final = np.uint64(16)
-_U64_KEEP: Final = np.uint64(2**64 - 1)
+_U32: Final = np.uint64(32)
 _FIRST_ACCOUNT: Final = np.uint64(events.FIRST_ACCOUNT)
 _ACCOUNT_END: Final = np.uint64(2**63)
 _SETTLEMENT: Final = np.uint64(events.SETTLEMENT)
-_CODE_MASK: Final = np.uint64(0xFFFF)
+_SLOT: Final = np.uint64(events.SLOTS - 1)
+_SLOT_DIGITS: Final = np.uint64(0xFFF)
 _VERSION: Final = np.uint64(0xF000)
 _V7: Final = np.uint64(0x7000)
 _V8: Final = np.uint64(0x8000)
 _U62: Final = np.uint64(62)
 _VARIANT: Final = np.uint64(2)
 _K: Final = np.uint64(0x9E3779B97F4A7C15)
+Codes = npt.NDArray[np.uint16]
 _U31: Final = np.uint64(31)
 
 
-# Ids: what was answered to them, for two generations.
+# Ids: what was answered to them (`actors/id_memory.py`).
 
 
 @inlined
@@ -213,116 +245,43 @@ def _fold(h: Id, value: Id) -> Id:
 
 
 @inlined
-def _content(row: Row) -> Id:
-    """48 bits of what makes two events with one id the same event.
-
-    A leg has its accounts and amount in common with a copy that the outbox made again after a crash. The payer is one
-    of them: two shards may send legs of one id, and only one of the two payments may count as the other's repeat.
-    """
+def _content(book: Book, row: Row, chained: Bool) -> Id:
+    """32 bits of what makes two events with one id the same event, and of the id itself."""
     kind = row["kind"]
-    h = _fold(np.uint64(kind), row["credit"])
+    h = _fold(np.uint64(book.meta[CONTENT_SEED]), row["id_hi"])
+    h = _fold(h, row["id_lo"])
+    h = _fold(h, np.uint64(kind) + (_V8 if chained else _ANY))
+    h = _fold(h, row["credit"])
     h = _fold(h, np.uint64(row["amount"]))
     h = _fold(h, row["debit"])
-    if kind != _CREDIT_LEG:
-        h = _fold(h, row["ref_hi"])
-        h = _fold(h, row["ref_lo"])
-        h = _fold(h, row["check"])
-        if kind == _HOLD:
-            h = _fold(h, np.uint64(row["span"]))
-        elif kind == _OPEN or kind == _SET_LIMITS:
-            h = _fold(h, np.uint64(row["total"]))
-    return h >> _U16
+    h = _fold(h, row["ref_hi"])
+    h = _fold(h, row["ref_lo"])
+    h = _fold(h, row["check"])
+    if kind == _HOLD:
+        h = _fold(h, np.uint64(row["span"]))
+    elif kind == _OPEN or kind == _SET_LIMITS:
+        h = _fold(h, np.uint64(row["total"]))
+    return h >> _U32
 
 
 @inlined
-def _generation(current: Int, width: Int, at: Int) -> Int:
-    """`at // width`, without the division while the generation is the current one."""
-    start = current * width
-    if start <= at and at - start < width:
-        return current
-    return at // width
-
-
-@inlined
-def _seen(book: Book, hi: Id, lo: Id, h: Id, at: Int) -> Int:
-    """The row in which the id is remembered at the time `at`, or -1.
-
-    A UUIDv7 younger than the current generation cannot be in the one before: an id from the future is not accepted.
-    """
-    meta = book.meta
-    width = meta[ID_WINDOW] + meta[ID_SKEW]
-    current = meta[ID_GENERATION]
-    oldest = _generation(current, width, at) - 1
-    half = book.ids.shape[0] >> 1
-    if current >= oldest:
-        slot = current & 1
-        found = find(meta, IDS + slot * TABLE_SIZE, slot * half, book.ids, book.id_heads, hi, lo, h)
-        if found >= 0:
-            return found
-    if current - 1 >= oldest:
-        if (hi & _VERSION) == _V7:
-            made_ms = np.int64(hi >> _U16)
-            if made_ms > (current * width + meta[ID_SKEW] + _CLOCKS_NS) // _MS_NS:
-                return -1
-        slot = (current - 1) & 1
-        return find(meta, IDS + slot * TABLE_SIZE, slot * half, book.ids, book.id_heads, hi, lo, h)
-    return -1
-
-
-@compiled
-def _rotate_ids(book: Book, generation: Int) -> None:
-    meta = book.meta
-    half = book.ids.shape[0] >> 1
-    for slot in range(2):
-        if slot == (generation & 1) or generation > meta[ID_GENERATION] + 1:
-            clear(meta, IDS + slot * TABLE_SIZE, slot * half, book.id_heads)
-    meta[ID_GENERATION] = generation
-
-
-@inlined
-def _ids_full(book: Book, at: Int) -> Bool:
-    meta = book.meta
-    current = meta[ID_GENERATION]
-    if meta[IDS + (current & 1) * TABLE_SIZE + COUNT] < book.ids.shape[0] >> 1:
-        return False
-    return _generation(current, meta[ID_WINDOW] + meta[ID_SKEW], at) == current
-
-
-@inlined
-def _remember(book: Book, row: Row, h: Id, content: Id, code: Int) -> None:
-    meta = book.meta
-    at = row["at"]
-    generation = _generation(meta[ID_GENERATION], meta[ID_WINDOW] + meta[ID_SKEW], at)
-    if generation != meta[ID_GENERATION]:
-        _rotate_ids(book, generation)
-    slot = generation & 1
-    base = slot * (book.ids.shape[0] >> 1)
-    entry = add(meta, IDS + slot * TABLE_SIZE, base, book.ids, book.id_heads, row["id_hi"], row["id_lo"], h)
-    book.ids[entry]["at"] = at
-    book.ids[entry]["word"] = (content << _U16) | np.uint64(code)
-
-
-@compiled
-def _recode(book: Book, hi: Id, lo: Id, at: Int, code: Int) -> None:
-    """Change what is remembered of an id, if anything is."""
-    entry = _seen(book, hi, lo, hash_id(hi, lo, np.uint64(book.meta[SEED])), at)
-    if entry >= 0:
-        book.ids[entry]["word"] = (book.ids[entry]["word"] & ~_CODE_MASK) | np.uint64(code)
+def _remember(book: Book, row: Row, key: Id, content: Id, code: Int) -> None:
+    remember_id(book.meta, book.ids, book.id_heads, book.times, key, content, row["at"], code)
 
 
 @inlined
 def _age(meta: Words, row: Row) -> Int:
     """Refuse an id whose memory may be lost already, or that is made ahead of time."""
-    at = row["at"]
-    if row["kind"] == _CREDIT_LEG:
-        return _LEG_OUT_OF_ORDER if at - row["span"] > meta[ID_WINDOW] else _OK
     if (row["id_hi"] & _VERSION) == _V7:
+        at = row["at"]
         made_ms = np.int64(row["id_hi"] >> _U16)
         if made_ms < -((meta[ID_WINDOW] - at) // _MS_NS):
             return _ID_EXPIRED
+        if meta[ID_HORIZON] != 0 and made_ms <= (meta[ID_HORIZON] + meta[ID_SKEW]) // _MS_NS:
+            return _ID_EXPIRED
         if made_ms > (at + meta[ID_SKEW]) // _MS_NS:
             return _ID_IN_FUTURE
-    return _OK
+    return _NEW
 
 
 # Limits.
@@ -488,59 +447,72 @@ def _check_credit(book: Book, c: Int) -> Int:
 
 @inlined
 def _available(account: Row) -> Int:
-    return account["credits_posted"] - account["debits_posted"] - account["debits_pending"]
+    return account["posted"] - account["debits_pending"]
 
 
 @inlined
-def _room(book: Book, row: Row, c: Int, amount: Int) -> Int:
-    """Whether the credit, or its way out through transit, can be made."""
+def _room(book: Book, credit: Id, c: Int, amount: Int) -> Int:
+    """Whether the credit, or its way to another shard, can be made. What is in flight may come back, so it needs its
+    room as if it were there."""
     if c == _REMOTE:
-        if book.meta[FLIGHTS + COUNT] >= book.flights.shape[0]:
+        if book.meta[FLIGHTS + COUNT] >= book.meta[FLIGHTS_MAX]:
             return _BOOK_FULL
-        if _find_flight(book, row) >= 0:
-            return _ID_CONFLICT  # still in flight when the memory of its id is gone
-        c = np.int64(_TRANSIT_ROW)
-    return _OVERFLOW if book.accounts[c]["credits_posted"] > _MAX - amount else _OK
+        return _OUTBOX_FULL if book.outbox[_home(book, credit)] >= book.meta[OUTBOX_MAX] else _OK
+    if c == _SETTLEMENT_ROW:
+        return _OK
+    return _OVERFLOW if book.accounts[c]["posted"] + book.accounts[c]["flying"] > _MAX - amount else _OK
+
+
+@inlined
+def _home(book: Book, account: Id) -> Int:
+    """The partition of an account."""
+    return np.int64(account & np.uint64(book.meta[PARTITIONS] - 1))
 
 
 @compiled
-def _find_flight(book: Book, row: Row) -> Int:
-    hi, lo = row["id_hi"], row["id_lo"]
-    h = hash_id(hi, lo, np.uint64(book.meta[SEED]))
-    return find(book.meta, FLIGHTS, 0, book.flights, book.flight_heads, hi, lo, h)
+def _find_flight(book: Book, home: Id, number: Id) -> Int:
+    h = hash_id(home, number, np.uint64(book.meta[SEED]))
+    return find(book.meta, FLIGHTS, 0, book.flights, book.flight_heads, home, number, h)
 
 
 @inlined
 def _pay(book: Book, balance: Row, d: Int, c: Int, amount: Int) -> Int:
     """Move money from row `d` to row `c`, or to transit when the payee is elsewhere."""
-    book.accounts[d]["debits_posted"] += amount
+    book.accounts[d]["posted"] -= amount
     if c == _REMOTE:
-        book.accounts[_TRANSIT_ROW]["credits_posted"] += amount
+        book.accounts[_TRANSIT_ROW]["posted"] += amount
         return _IN_FLIGHT
-    book.accounts[c]["credits_posted"] += amount
-    balance["credit_posted"] = book.accounts[c]["credits_posted"] - book.accounts[c]["debits_posted"]
+    book.accounts[c]["posted"] += amount
+    balance["credit_posted"] = book.accounts[c]["posted"]
     balance["credit_pending"] = book.accounts[c]["debits_pending"]
     return _OK
 
 
 @compiled
 def _launch(book: Book, row: Row, d: Int, credit: Id, amount: Int, day: Int, night: Int) -> None:
-    """Put a payment into the outbox."""
-    hi, lo = row["id_hi"], row["id_lo"]
+    """Give a payment its number among those to the payee's shard, and put it into the outbox."""
+    home = _home(book, credit)
+    book.sent[home] += 1
+    book.outbox[home] += 1
+    hi, lo = np.uint64(home), np.uint64(book.sent[home])
     h = hash_id(hi, lo, np.uint64(book.meta[SEED]))
-    f = add(book.meta, FLIGHTS, 0, book.flights, book.flight_heads, hi, lo, h)
-    flight = book.flights[f]
+    flight = book.flights[add(book.meta, FLIGHTS, 0, book.flights, book.flight_heads, hi, lo, h)]
+    flight["id_hi"] = row["id_hi"]
+    flight["id_lo"] = row["id_lo"]
     flight["ref_hi"] = row["ref_hi"]
     flight["ref_lo"] = row["ref_lo"]
+    flight["ref_at"] = row["span"]
     flight["debit"] = book.accounts[d]["id"]
     flight["credit"] = credit
     flight["amount"] = amount
     flight["at"] = row["at"]
+    flight["use"] = book.meta[ID_HEAD]  # the number under which its id is remembered next
     flight["account"] = d
     flight["day"] = day
     flight["night"] = night
     flight["kind"] = row["kind"]
     book.accounts[d]["in_flight"] += 1
+    book.accounts[d]["flying"] += amount
 
 
 # Linked chains: what to restore when a later row fails.
@@ -586,16 +558,22 @@ def _open(book: Book, row: Row) -> Int:
         return _ACCOUNT_EXISTS
     if row["amount"] < 0 or daily < 0 or nightly < 0 or not _valid_window(window):
         return _INVALID_LIMIT
-    if book.meta[ACCOUNTS + TOP] >= book.accounts.shape[0]:
+    if book.meta[ACCOUNTS + TOP] >= book.meta[ACCOUNTS_MAX]:
         return _BOOK_FULL
-    new = book.accounts[add_account(book.meta, book.accounts, book.account_heads, account)]
+    _do_open(book, row)
+    return _OK
+
+
+@compiled
+def _do_open(book: Book, row: Row) -> None:
+    window = row["total"] if row["total"] != 0 else np.int64(_DEFAULT_WINDOW)
+    new = book.accounts[add_account(book.meta, book.accounts, book.account_heads, row["debit"])]
     new["owner"] = row["credit"] if row["credit"] != _ANY else row["actor"]
     new["status"] = _ACTIVE
     new["per_transfer"] = row["amount"]
-    new["daily"] = daily
-    new["nightly"] = nightly
+    new["daily"] = np.int64(row["ref_hi"])
+    new["nightly"] = np.int64(row["ref_lo"])
     new["window"] = window
-    return _OK
 
 
 @compiled
@@ -604,9 +582,7 @@ def _close(book: Book, d: Int) -> Int:
     if code != _OK:
         return code
     account = book.accounts[d]
-    if account["credits_posted"] != account["debits_posted"] or account["debits_pending"] != 0:
-        return _ACCOUNT_NOT_EMPTY
-    if account["in_flight"] != 0:
+    if account["posted"] != 0 or account["debits_pending"] != 0 or account["in_flight"] != 0:
         return _ACCOUNT_NOT_EMPTY
     account["status"] = _CLOSED
     return _OK
@@ -688,10 +664,10 @@ def _deposit(book: Book, row: Row, balance: Row, c: Int, chained: Bool) -> Int:
     if amount <= 0:
         return _INVALID_AMOUNT
     code = _check_credit(book, c)
+    if code == _OK:
+        code = _room(book, row["credit"], c, amount)
     if code != _OK:
         return code
-    if book.accounts[_SETTLEMENT_ROW]["debits_posted"] > _MAX - amount or _room(book, row, c, amount) != _OK:
-        return _OVERFLOW
     if chained:
         _save(book, _SETTLEMENT_ROW)
         _save(book, c)
@@ -708,9 +684,6 @@ def _withdrawal(book: Book, row: Row, balance: Row, d: Int, chained: Bool) -> In
         return code
     if _available(book.accounts[d]) < amount:
         return _INSUFFICIENT_FUNDS
-    code = _room(book, row, _SETTLEMENT_ROW, amount)
-    if code != _OK:
-        return code
     if chained:
         _save(book, d)
         _save(book, _SETTLEMENT_ROW)
@@ -719,12 +692,18 @@ def _withdrawal(book: Book, row: Row, balance: Row, d: Int, chained: Bool) -> In
 
 @inlined
 def _check_parties(book: Book, row: Row, d: Int, c: Int) -> Int:
+    """A hold only reserves, so it does not look at its payee: one on another shard could not be looked at either."""
     if row["amount"] <= 0:
         return _INVALID_AMOUNT
     if row["debit"] == row["credit"]:
         return _SAME_ACCOUNT
     code = _check_debit(book, d)
-    return code if code != _OK else _check_credit(book, c)
+    if code != _OK:
+        return code
+    if row["kind"] == _HOLD:
+        possible = _FIRST_ACCOUNT <= row["credit"] < _ACCOUNT_END
+        return _OK if possible else _UNKNOWN_CREDIT_ACCOUNT
+    return _check_credit(book, c)
 
 
 @inlined
@@ -743,13 +722,19 @@ def _transfer(book: Book, row: Row, result: Row, balance: Row, d: Int, c: Int, o
         return _INSUFFICIENT_FUNDS
     if row["kind"] == _HOLD:
         return _hold(book, row, d, day, night, chained)
-    code = _room(book, row, c, amount)
+    code = _room(book, row["credit"], c, amount)
     if code != _OK:
         return code
     if chained:
         _save(book, d)
         _save(book, c)
-    _count(payer, amount, day, night)
+    return _do_transfer(book, row, balance, d, c, day, night)
+
+
+@inlined
+def _do_transfer(book: Book, row: Row, balance: Row, d: Int, c: Int, day: Int, night: Int) -> Int:
+    amount = row["amount"]
+    _count(book.accounts[d], amount, day, night)
     if c == _REMOTE:
         _launch(book, row, d, row["credit"], amount, day, night)
     return _pay(book, balance, d, c, amount)
@@ -759,7 +744,7 @@ def _transfer(book: Book, row: Row, result: Row, balance: Row, d: Int, c: Int, o
 def _hold(book: Book, row: Row, d: Int, day: Int, night: Int, chained: Bool) -> Int:
     if row["span"] <= 0 or row["span"] > _MAX - row["at"]:
         return _INVALID_EVENT
-    if book.meta[HOLDS + COUNT] >= book.holds.shape[0]:
+    if book.meta[HOLDS + COUNT] >= book.meta[HOLDS_MAX]:
         return _BOOK_FULL
     hi, lo = row["id_hi"], row["id_lo"]
     seed = np.uint64(book.meta[SEED])
@@ -767,7 +752,17 @@ def _hold(book: Book, row: Row, d: Int, day: Int, night: Int, chained: Bool) -> 
         return _ID_CONFLICT  # a hold that outlived the memory of its id
     if chained:
         _save(book, d)
-    h = add(book.meta, HOLDS, 0, book.holds, book.hold_heads, hi, lo, hash_id(hi, lo, seed))
+    h = _do_hold(book, row, d, day, night)
+    if chained:
+        _save_hold(book, h)
+    return _OK
+
+
+@compiled
+def _do_hold(book: Book, row: Row, d: Int, day: Int, night: Int) -> Int:
+    """The new hold's row."""
+    hi, lo = row["id_hi"], row["id_lo"]
+    h = add(book.meta, HOLDS, 0, book.holds, book.hold_heads, hi, lo, hash_id(hi, lo, np.uint64(book.meta[SEED])))
     hold = book.holds[h]
     hold["debit"] = row["debit"]
     hold["credit"] = row["credit"]
@@ -778,11 +773,9 @@ def _hold(book: Book, row: Row, d: Int, day: Int, night: Int, chained: Bool) -> 
     hold["night"] = night
     hold["state"] = HELD
     heap_add(book.meta, book.heap, book.holds, h)
-    if chained:
-        _save_hold(book, h)
     _count(book.accounts[d], row["amount"], day, night)
     book.accounts[d]["debits_pending"] += row["amount"]
-    return _OK
+    return h
 
 
 @compiled
@@ -840,9 +833,15 @@ def _post(book: Book, row: Row, result: Row, balance: Row, h: Int) -> Int:
     if code == _OK:
         code = _check_credit(book, c)
     if code == _OK:
-        code = _room(book, row, c, amount)
-    if code != _OK:
-        return code
+        code = _room(book, hold["credit"], c, amount)
+    return _do_post(book, row, result, balance, h) if code == _OK else code
+
+
+@compiled
+def _do_post(book: Book, row: Row, result: Row, balance: Row, h: Int) -> Int:
+    hold = book.holds[h]
+    amount = row["amount"] if row["amount"] != 0 else hold["amount"]
+    d, c = np.int64(hold["account"]), _account_row(book, hold["credit"])
     result["detail"] = amount
     book.accounts[d]["debits_pending"] -= amount
     code = _pay(book, balance, d, c, amount)
@@ -859,9 +858,14 @@ def _post(book: Book, row: Row, result: Row, balance: Row, h: Int) -> Int:
 def _void(book: Book, row: Row, result: Row, h: Int) -> Int:
     code = _held(book, row, h)
     if code == _OK:
-        result["detail"] = book.holds[h]["amount"]
-        _release(book, h, book.holds[h]["amount"])
+        _do_void(book, result, h)
     return code
+
+
+@compiled
+def _do_void(book: Book, result: Row, h: Int) -> None:
+    result["detail"] = book.holds[h]["amount"]
+    _release(book, h, book.holds[h]["amount"])
 
 
 @compiled
@@ -872,24 +876,44 @@ def _expire(book: Book, row: Row, result: Row, balance: Row) -> Int:
     if book.holds[h]["expires_at"] > row["at"]:
         return _INVALID_EVENT
     d = np.int64(book.holds[h]["account"])
-    result["detail"] = book.holds[h]["amount"]
-    _release(book, h, book.holds[h]["amount"])
+    _do_void(book, result, h)
     _show_debit(book, balance, d)
     return _OK
 
 
 @compiled
-def _find_refunds(book: Book, hi: Id, lo: Id) -> Int:
+def _find_refunds(book: Book, hi: Id, lo: Id, at: Int) -> Int:
     """The row of an original's refunded sum: the newer generation's, for the older one's may have been carried over."""
-    meta = book.meta
-    h = hash_id(hi, lo, np.uint64(meta[SEED]))
-    half = book.refunds.shape[0] >> 1
     for back in range(2):
-        slot = (meta[REFUND_GENERATION] - back) & 1
-        found = find(meta, REFUNDS + slot * TABLE_SIZE, slot * half, book.refunds, book.refund_heads, hi, lo, h)
+        found = _find_refund(book, (book.meta[REFUND_GENERATION] - back) & 1, hi, lo, at)
         if found >= 0:
             return found
     return -1
+
+
+@compiled
+def _find_refund(book: Book, slot: Int, hi: Id, lo: Id, at: Int) -> Int:
+    """The same in one generation. An original is its id and its stamp: the id may have been used before."""
+    meta, refunds = book.meta, book.refunds
+    base = slot * (refunds.shape[0] >> 1)
+    h = hash_id(hi, lo, np.uint64(meta[SEED]))
+    row = np.int64(book.refund_heads[base + bucket_of(h, meta, REFUNDS + slot * TABLE_SIZE)])
+    while row != 0:
+        found = refunds[base + row - 1]
+        if found["lo"] == lo and found["hi"] == hi and found["at"] == at:
+            return base + row - 1
+        row = np.int64(found["next"])
+    return -1
+
+
+@inlined
+def _refund_generation(book: Book, at: Int) -> Int:
+    """`at // width`, without the division while the generation is the current one."""
+    current, width = book.meta[REFUND_GENERATION], book.meta[REFUND_WINDOW]
+    start = current * width
+    if start <= at and at - start < width:
+        return current
+    return at // width
 
 
 @compiled
@@ -897,19 +921,19 @@ def _add_refund(book: Book, row: Row, refunded: Int) -> None:
     """Set an original's refunded sum, in the generation of `at`: that keeps it for the whole window."""
     meta = book.meta
     half = book.refunds.shape[0] >> 1
-    generation = _generation(meta[REFUND_GENERATION], meta[REFUND_WINDOW], row["at"])
+    generation = _refund_generation(book, row["at"])
     if generation != meta[REFUND_GENERATION]:
         for slot in range(2):
             if slot == (generation & 1) or generation > meta[REFUND_GENERATION] + 1:
                 clear(meta, REFUNDS + slot * TABLE_SIZE, slot * half, book.refund_heads)
         meta[REFUND_GENERATION] = generation
     slot = generation & 1
-    table, base = REFUNDS + slot * TABLE_SIZE, slot * half
-    hi, lo = row["ref_hi"], row["ref_lo"]
-    h = hash_id(hi, lo, np.uint64(meta[SEED]))
-    r = find(meta, table, base, book.refunds, book.refund_heads, hi, lo, h)
+    hi, lo, at = row["ref_hi"], row["ref_lo"], row["span"]
+    r = _find_refund(book, slot, hi, lo, at)
     if r < 0:
-        r = add(meta, table, base, book.refunds, book.refund_heads, hi, lo, h)
+        h = hash_id(hi, lo, np.uint64(meta[SEED]))
+        r = add(meta, REFUNDS + slot * TABLE_SIZE, slot * half, book.refunds, book.refund_heads, hi, lo, h)
+        book.refunds[r]["at"] = at
     book.refunds[r]["refunded"] = refunded
 
 
@@ -917,9 +941,16 @@ def _add_refund(book: Book, row: Row, refunded: Int) -> None:
 def _refunds_full(book: Book, at: Int) -> Bool:
     meta = book.meta
     current = meta[REFUND_GENERATION]
-    if meta[REFUNDS + (current & 1) * TABLE_SIZE + COUNT] < book.refunds.shape[0] >> 1:
+    if meta[REFUNDS + (current & 1) * TABLE_SIZE + COUNT] < meta[REFUNDS_MAX]:
         return False
-    return _generation(current, meta[REFUND_WINDOW], at) == current
+    return _refund_generation(book, at) == current
+
+
+@inlined
+def _refunded(book: Book, row: Row) -> Int:
+    """What was given back of the row's original so far."""
+    r = _find_refunds(book, row["ref_hi"], row["ref_lo"], row["span"])
+    return book.refunds[r]["refunded"] if r >= 0 else np.int64(0)
 
 
 @compiled
@@ -932,18 +963,23 @@ def _refund(book: Book, row: Row, result: Row, balance: Row, d: Int, c: Int) -> 
         return code
     if row["at"] - row["span"] > book.meta[REFUND_WINDOW]:
         return _REFUND_EXPIRED
-    r = _find_refunds(book, row["ref_hi"], row["ref_lo"])
-    refunded = book.refunds[r]["refunded"] if r >= 0 else np.int64(0)
+    refunded = _refunded(book, row)
     if amount > row["total"] - refunded:
         result["detail"] = max(row["total"] - refunded, 0)
         return _EXCEEDS_ORIGINAL
     if _available(book.accounts[d]) < amount:
         return _INSUFFICIENT_FUNDS
-    code = _room(book, row, c, amount)
+    code = _room(book, row["credit"], c, amount)
     if code != _OK:
         return code
     if _refunds_full(book, row["at"]):
         return _BOOK_FULL
+    return _do_refund(book, row, result, balance, d, c)
+
+
+@compiled
+def _do_refund(book: Book, row: Row, result: Row, balance: Row, d: Int, c: Int) -> Int:
+    amount, refunded = row["amount"], _refunded(book, row)
     result["detail"] = row["total"] - refunded - amount
     _add_refund(book, row, refunded + amount)
     if c == _REMOTE:
@@ -951,24 +987,81 @@ def _refund(book: Book, row: Row, result: Row, balance: Row, d: Int, c: Int) -> 
     return _pay(book, balance, d, c, amount)
 
 
+# Legs: money from other shards, in the order of its numbers.
+
+
 @compiled
-def _credit_leg(book: Book, row: Row, balance: Row, c: Int) -> Int:
+def _leg(book: Book, row: Row, result: Row, balance: Row) -> Int:
+    c = _account_row(book, row["credit"])
+    if c == _REMOTE:
+        return _INVALID_EVENT
+    source, number = _home(book, row["debit"]), row["total"]
+    heard = book.heard[source]
+    if number < 1 or number > heard + 1:
+        return _LEG_OUT_OF_ORDER
+    if number <= heard:
+        result["flags"] = _REPLAYED
+        r = _find_refusal(book, source, number)
+        return np.int64(book.refusals[r]["code"]) if r >= 0 else np.int64(_OK)
     amount = row["amount"]
     if amount <= 0:
         return _INVALID_EVENT
     code = _check_credit(book, c)
-    if code != _OK:
-        return code
-    if book.accounts[_TRANSIT_ROW]["debits_posted"] > _MAX - amount or _room(book, row, c, amount) != _OK:
-        return _OVERFLOW
-    return _pay(book, balance, _TRANSIT_ROW, c, amount)
+    if code == _OK:
+        code = _room(book, row["credit"], c, amount)
+    upto = heard if row["check"] > np.uint64(heard) else np.int64(row["check"])
+    if code != _OK and book.meta[REFUSALS + COUNT] >= book.meta[FLIGHTS_MAX] and not _forgets(book, source, upto):
+        return _BOOK_FULL  # the payer's shard sends it again when others have confirmed theirs
+    _do_leg(book, row, balance, source, c, upto, code)
+    return code
+
+
+@compiled
+def _do_leg(book: Book, row: Row, balance: Row, source: Int, c: Int, upto: Int, code: Int) -> None:
+    _forget_refusals(book, source, upto)
+    book.heard[source] = row["total"]
+    if code == _OK:
+        _pay(book, balance, _TRANSIT_ROW, c, row["amount"])
+        return
+    hi, lo = np.uint64(source), np.uint64(row["total"])
+    h = hash_id(hi, lo, np.uint64(book.meta[SEED]))
+    r = add(book.meta, REFUSALS, 0, book.refusals, book.refusal_heads, hi, lo, h)
+    book.refusals[r]["code"] = code
+
+
+@compiled
+def _find_refusal(book: Book, source: Int, number: Int) -> Int:
+    hi, lo = np.uint64(source), np.uint64(number)
+    h = hash_id(hi, lo, np.uint64(book.meta[SEED]))
+    return find(book.meta, REFUSALS, 0, book.refusals, book.refusal_heads, hi, lo, h)
+
+
+@compiled
+def _forgets(book: Book, source: Int, upto: Int) -> Bool:
+    """Whether one of the source's refusals is confirmed by `upto`."""
+    for number in range(book.confirmed[source] + 1, upto + 1):  # noqa: SIM110 - a generator cannot be compiled
+        if _find_refusal(book, source, number) >= 0:
+            return True
+    return False
+
+
+@compiled
+def _forget_refusals(book: Book, source: Int, upto: Int) -> None:
+    """The source has journaled what became of its legs up to `upto`: it asks for none of them again."""
+    for number in range(book.confirmed[source] + 1, upto + 1):
+        if book.meta[REFUSALS + COUNT] == 0:
+            break
+        r = _find_refusal(book, source, number)
+        if r >= 0:
+            book.refusals[r]["code"] = 0
+            remove(book.meta, REFUSALS, book.refusals, book.refusal_heads, r)
+    book.confirmed[source] = max(book.confirmed[source], upto)
 
 
 @compiled
 def _land(book: Book, row: Row, result: Row, balance: Row, settled: Bool) -> Int:
-    """Settle or revert what is in flight under the event's id; nothing there is nothing to do."""
-    hi, lo = row["id_hi"], row["id_lo"]
-    f = _find_flight(book, row)
+    """Settle or revert the payment of that number to that partition; nothing there is nothing to do."""
+    f = _find_flight(book, row["ref_hi"], row["ref_lo"])
     if f < 0:
         return _OK
     flight = book.flights[f]
@@ -978,15 +1071,17 @@ def _land(book: Book, row: Row, result: Row, balance: Row, settled: Bool) -> Int
         h = hash_id(flight["ref_hi"], flight["ref_lo"], np.uint64(book.meta[SEED]))
         posted = find(book.meta, HOLDS, 0, book.holds, book.hold_heads, flight["ref_hi"], flight["ref_lo"], h)
     book.accounts[d]["in_flight"] -= 1
+    book.accounts[d]["flying"] -= amount
     result["detail"] = amount
     if settled:
         if posted >= 0:
             _release(book, posted, book.holds[posted]["amount"] - amount)
-        _recode(book, hi, lo, row["at"], _OK)
+        recode_id(book.meta, book.ids, flight["use"], _OK)
     else:
         _give_money_back(book, f, posted)
-        _recode(book, hi, lo, row["at"], np.int64(row["reason"]))
+        recode_id(book.meta, book.ids, flight["use"], np.int64(row["reason"]))
     flight["kind"] = 0
+    book.outbox[np.int64(flight["hi"])] -= 1
     remove(book.meta, FLIGHTS, book.flights, book.flight_heads, f)
     _show_debit(book, balance, d)
     return _OK
@@ -994,19 +1089,19 @@ def _land(book: Book, row: Row, result: Row, balance: Row, settled: Bool) -> Int
 
 @compiled
 def _give_money_back(book: Book, f: Int, posted: Int) -> None:
-    """Undo a debit. It takes back what was added, so it cannot overflow and cannot be refused."""
+    """Undo a debit. Room for it was kept, so it cannot overflow and cannot be refused."""
     flight = book.flights[f]
     amount = flight["amount"]
     account = book.accounts[flight["account"]]
-    account["debits_posted"] -= amount
-    book.accounts[_TRANSIT_ROW]["credits_posted"] -= amount
+    account["posted"] += amount
+    book.accounts[_TRANSIT_ROW]["posted"] -= amount
     _give_back(account, amount, np.int64(flight["day"]), np.int64(flight["night"]))
     if posted >= 0:
         account["debits_pending"] += amount
         book.holds[posted]["state"] = HELD
         heap_add(book.meta, book.heap, book.holds, posted)
     elif flight["kind"] == _REFUND:
-        r = _find_refunds(book, flight["ref_hi"], flight["ref_lo"])
+        r = _find_refunds(book, flight["ref_hi"], flight["ref_lo"], flight["ref_at"])
         if r >= 0:
             book.refunds[r]["refunded"] = max(book.refunds[r]["refunded"] - amount, 0)
 
@@ -1016,38 +1111,72 @@ def _give_money_back(book: Book, f: Int, posted: Int) -> None:
 
 @inlined
 def _show_debit(book: Book, balance: Row, d: Int) -> None:
-    balance["debit_posted"] = book.accounts[d]["credits_posted"] - book.accounts[d]["debits_posted"]
+    balance["debit_posted"] = book.accounts[d]["posted"]
     balance["debit_pending"] = book.accounts[d]["debits_pending"]
 
 
 @inlined
-def _has_form(row: Row, d: Int, c: Int) -> Bool:
+def _has_form(book: Book, row: Row, d: Int, c: Int) -> Bool:
     """Whether kind, partition and the reserved sides are as they must be."""
     kind = row["kind"]
-    if kind == _TRANSFER or kind == _HOLD or kind == _REFUND or _OPEN <= kind <= _SET_LIMITS:
+    if kind == _TRANSFER or kind == _HOLD or kind == _REFUND or _OPEN <= kind <= _BIND:
         return d != _REMOTE
     if kind == _DEPOSIT:
         return c != _REMOTE and (row["debit"] == _ANY or row["debit"] == _SETTLEMENT)
     if kind == _WITHDRAWAL:
         return d != _REMOTE and (row["credit"] == _ANY or row["credit"] == _SETTLEMENT)
     if kind == _POST or kind == _VOID:
-        return d != _REMOTE
-    return kind == _CREDIT_LEG and c != _REMOTE
+        return d != _REMOTE and _home(book, row["ref_lo"]) == book.meta[PARTITION]
+    return False
 
 
 @inlined
 def _valid_id(row: Row) -> Bool:
+    """Whether it is a UUID of version 7 or 8 whose last three digits are the slot of the account that decides."""
     version = row["id_hi"] & _VERSION
-    return (version == _V7 or version == _V8) and row["id_lo"] >> _U62 == _VARIANT
+    kind = row["kind"]
+    if kind == _DEPOSIT:
+        slot = row["credit"] & _SLOT
+    elif kind == _POST or kind == _VOID:
+        slot = row["ref_lo"] & _SLOT_DIGITS
+    else:
+        slot = row["debit"] & _SLOT
+    form = (version == _V7 or version == _V8) and row["id_lo"] >> _U62 == _VARIANT
+    return form and row["id_lo"] & _SLOT_DIGITS == slot
 
 
 @inlined
 def _may(book: Book, row: Row, d: Int) -> Bool:
-    """Whether the caller may act on the account: its owner and operators may. Who opens or pays in needs no account."""
+    """Whether the caller may act on the account: its owner and operators may. To open, bind or pay in needs none."""
     kind = row["kind"]
-    if row["actor"] == _ANY or d < 0 or kind == _OPEN or kind == _DEPOSIT or kind == _CREDIT_LEG:
+    if row["actor"] == _ANY or d < 0 or kind == _OPEN or kind == _DEPOSIT or kind == _BIND:
         return True
     return book.accounts[d]["owner"] == row["actor"]
+
+
+@inlined
+def _judge(book: Book, row: Row, result: Row, d: Int, c: Int, key: Id, content: Id) -> Int:
+    """_NEW, or how the event is answered without being applied."""
+    if not _has_form(book, row, d, c):
+        return _INVALID_EVENT
+    if not _valid_id(row):
+        return _INVALID_ID
+    if not _may(book, row, d):
+        return _FORBIDDEN
+    slot = find_id(book.meta, book.ids, book.id_heads, book.times, key, row["at"])
+    if slot >= 0:
+        return _again(book, result, slot, content)
+    return _age(book.meta, row)
+
+
+@compiled
+def _again(book: Book, result: Row, slot: Int, content: Id) -> Int:
+    """The first answer once more, unless the id now stands for something else."""
+    if np.uint64(book.ids[slot]["content"]) != content:
+        return _ID_CONFLICT
+    result["at"] = slot_time(book.meta, book.ids, book.times, slot)
+    result["flags"] = _REPLAYED
+    return id_code(book.ids, slot)
 
 
 @compiled
@@ -1057,8 +1186,6 @@ def _rare(book: Book, row: Row, result: Row, balance: Row, d: Int, c: Int, h: In
         return _deposit(book, row, balance, c, chained)
     if kind == _WITHDRAWAL:
         return _withdrawal(book, row, balance, d, chained)
-    if kind == _CREDIT_LEG:
-        return _credit_leg(book, row, balance, c)
     if kind == _POST:
         return _post(book, row, result, balance, h)
     if kind == _VOID:
@@ -1071,57 +1198,49 @@ def _rare(book: Book, row: Row, result: Row, balance: Row, d: Int, c: Int, h: In
         return _close(book, d)
     if kind == _SET_LIMITS:
         return _set_limits(book, row, d)
+    if kind == _BIND:
+        return _OK
     return _freeze(book, d, _FROZEN if kind == _FREEZE else _ACTIVE)
 
 
 @compiled
-def _outcome(book: Book, row: Row, result: Row, balance: Row, chained: Bool) -> Int:
-    """The shard's own events: they name what they end, and are not remembered by an id of their own."""
-    if chained:
-        return _NOT_LINKABLE
-    if row["kind"] == _EXPIRE:
+def _outcome(book: Book, row: Row, result: Row, balance: Row) -> Int:
+    """What shards do by themselves: they name what they end, and are not remembered by an id of their own."""
+    kind = row["kind"]
+    if kind == _EXPIRE:
         return _expire(book, row, result, balance)
-    return _land(book, row, result, balance, row["kind"] == _SETTLE)
+    if kind == _CREDIT_LEG:
+        return _leg(book, row, result, balance)
+    return _land(book, row, result, balance, kind == _SETTLE)
 
 
 @inlined
-def _apply_row(
-    book: Book, row: Row, result: Row, balance: Row, place: Int, offset_ns: Int, chained: Bool, cut_off: Bool
-) -> Int:
-    """Apply one row, of which `_look_ahead` left word at `place`."""
+def _of_shards(kind: Int) -> Bool:
+    return kind == _EXPIRE or _CREDIT_LEG <= kind <= _REVERT
+
+
+@inlined
+def _apply_row(book: Book, row: Row, result: Row, balance: Row, place: Int, offset_ns: Int) -> Int:
+    """Apply one row that stands alone, of which `_look_ahead` left words at `place`."""
     kind = row["kind"]
-    result["at"] = row["at"]
-    if kind == _EXPIRE or kind == _SETTLE or kind == _REVERT:
-        return _outcome(book, row, result, balance, chained)
+    if _of_shards(kind):
+        return _outcome(book, row, result, balance)
     h = np.int64(-1)
     d = _found(book, book.ahead[place + 1], row["debit"])
     c = _found(book, book.ahead[place + 2], row["credit"])
-    if not _has_form(row, d, c):
-        return _INVALID_EVENT
-    if not _valid_id(row):
-        return _INVALID_ID
     if kind == _POST or kind == _VOID:
         h = _find_hold(book, row)
         if h >= 0 and row["debit"] == _ANY:
             d = np.int64(book.holds[h]["account"])
-    if not _may(book, row, d):
-        return _FORBIDDEN
     key = book.ahead[place]
-    content = _content(row)
-    entry = _seen(book, row["id_hi"], row["id_lo"], key, row["at"])
-    if entry >= 0:
-        return _again(book, result, entry, content)
-    code = _age(book.meta, row)
-    if code != _OK:
+    content = _content(book, row, False)
+    code = _judge(book, row, result, d, c, key, content)
+    if code != _NEW:
         return code
-    if _ids_full(book, row["at"]):
-        return _BOOK_FULL
-    if chained and (cut_off or kind < _DEPOSIT or kind > _HOLD or (kind >= _TRANSFER and c == _REMOTE)):
-        code = np.int64(_NOT_LINKABLE)
-    elif kind == _TRANSFER or kind == _HOLD:
-        code = _transfer(book, row, result, balance, d, c, offset_ns, chained)
+    if kind == _TRANSFER or kind == _HOLD:
+        code = _transfer(book, row, result, balance, d, c, offset_ns, False)
     else:
-        code = _rare(book, row, result, balance, d, c, h, chained)
+        code = _rare(book, row, result, balance, d, c, h, False)
     if code < _FIRST_STATELESS:
         _remember(book, row, key, content, code)
         if code <= _IN_FLIGHT:
@@ -1134,70 +1253,130 @@ def _accepted(book: Book, row: Row, balance: Row, d: Int) -> None:
     kind = row["kind"]
     if kind == _DEPOSIT:
         _show_debit(book, balance, _SETTLEMENT_ROW)
-    elif d >= 0 and kind != _CREDIT_LEG:
+    elif d >= 0 and kind != _BIND:
         _show_debit(book, balance, d)
     if _DEPOSIT <= kind <= _HOLD or kind == _REFUND:
         book.meta[TRANSFERS] += 1
 
 
-@compiled
-def _again(book: Book, result: Row, entry: Int, content: Id) -> Int:
-    """The first answer once more, unless the id now stands for something else."""
-    word = book.ids[entry]["word"]
-    if word >> _U16 != content:
-        return _ID_CONFLICT
-    result["at"] = book.ids[entry]["at"]
-    result["flags"] = _REPLAYED
-    return np.int64(word & _CODE_MASK)
+# Linked chains. A chain is judged whole before any of its rows is applied: either all of its ids are new, or nothing of
+# it is applied, remembered or journaled, and each row says what it knows.
 
 
 @compiled
-def _fail_chain(book: Book, rows: Rows, results: Rows, balances: Rows, first: Int, failed: Int) -> Int:
-    """Take back rows first..failed-1, answer the whole chain, remember the answers; returns the row after the chain.
+def _chain(book: Book, rows: Rows, results: Rows, balances: Rows, first: Int, end: Int, offset_ns: Int) -> None:
+    """Rows `first` to `end`, each but the last linked to the next."""
+    fresh = _judge_chain(book, rows, results, first, end)
+    if fresh < end - first + 1:
+        return
+    before = book.meta[TRANSFERS]
+    cut_off = (np.int64(rows[end]["flags"]) & _LINKED) != 0
+    failed, code = np.int64(-1), np.int64(_OK)
+    for i in range(first, end + 1):
+        code = _apply_chained(book, rows[i], results[i], balances[i], offset_ns, cut_off and i == end)
+        results[i]["code"] = code
+        if code != _OK:
+            failed = i
+            break
+    if failed < 0:
+        book.meta[UNDO] = 0
+    else:
+        _undo(book)
+        book.meta[TRANSFERS] = before
+        others = _LINKED_FAILED if code < _FIRST_STATELESS else _CHAIN_REFUSED
+        for i in range(first, end + 1):
+            _blank(balances[i])
+            if i != failed:
+                results[i]["detail"] = 0
+                results[i]["code"] = others
+        if code >= _FIRST_STATELESS:
+            return
+    for i in range(first, end + 1):
+        if not _of_shards(rows[i]["kind"]):
+            key = hash_id(rows[i]["id_hi"], rows[i]["id_lo"], np.uint64(book.meta[SEED]))
+            _remember(book, rows[i], key, _content(book, rows[i], True), np.int64(results[i]["code"]))
 
-    A row that was answered before this chain keeps its first answer.
-    """
-    n = rows.shape[0]
-    end = failed
-    while end < n - 1 and (np.int64(rows[end]["flags"]) & _LINKED) != 0:
-        end += 1
+
+@compiled
+def _judge_chain(book: Book, rows: Rows, results: Rows, first: Int, end: Int) -> Int:
+    """How many rows are new. The others get their answers; while there are some, the new ones are refused."""
+    fresh = np.int64(0)
     seed = np.uint64(book.meta[SEED])
     for i in range(first, end + 1):
         row, result = rows[i], results[i]
-        balances[i]["debit_posted"] = balances[i]["debit_pending"] = 0
-        balances[i]["credit_posted"] = balances[i]["credit_pending"] = 0
-        if i == failed:
-            continue
-        fresh = i < failed and np.int64(result["flags"]) & _REPLAYED == 0
-        result["at"] = row["at"]
-        result["detail"] = 0
-        result["flags"] = 0
-        result["code"] = _LINKED_FAILED
-        if fresh:
-            _recode(book, row["id_hi"], row["id_lo"], row["at"], _LINKED_FAILED)
-            continue
-        kind = row["kind"]
-        if kind == _EXPIRE or kind == _SETTLE or kind == _REVERT or not _valid_id(row):
-            continue
-        key = hash_id(row["id_hi"], row["id_lo"], seed)
-        entry = _seen(book, row["id_hi"], row["id_lo"], key, row["at"])
-        if entry >= 0:
-            code = _again(book, result, entry, _content(row))
-            result["code"] = code if code != _ID_CONFLICT else _LINKED_FAILED
-        elif _age(book.meta, row) == _OK and not _ids_full(book, row["at"]):
-            _remember(book, row, key, _content(row), _LINKED_FAILED)
-    return end + 1
+        code = np.int64(_NEW)
+        if not _of_shards(row["kind"]):
+            d, c = _account_row(book, row["debit"]), _account_row(book, row["credit"])
+            h = _find_hold(book, row) if row["kind"] == _POST or row["kind"] == _VOID else np.int64(-1)
+            if h >= 0 and row["debit"] == _ANY:
+                d = np.int64(book.holds[h]["account"])
+            key = hash_id(row["id_hi"], row["id_lo"], seed)
+            code = _judge(book, row, result, d, c, key, _content(book, row, True))
+            if code == _NEW and _twice(book, rows, first, i, key):
+                code = np.int64(_ID_CONFLICT)
+        fresh += code == _NEW
+        result["code"] = _CHAIN_REFUSED if code == _NEW else code
+    _forget_chain(book, rows, first, end)
+    return fresh
+
+
+@compiled
+def _twice(book: Book, rows: Rows, first: Int, i: Int, key: Id) -> Bool:
+    """Whether an earlier row of the chain that begins at `first` has the id of row `i`; notes the id."""
+    mask = book.chain.shape[0] - 1
+    place = np.int64(key & np.uint64(mask))
+    while book.chain[place] != 0:
+        other = rows[first + np.int64(book.chain[place]) - 1]
+        if other["id_lo"] == rows[i]["id_lo"] and other["id_hi"] == rows[i]["id_hi"]:
+            return True
+        place = (place + 1) & mask
+    book.chain[place] = i - first + 1
+    return False
+
+
+@compiled
+def _forget_chain(book: Book, rows: Rows, first: Int, end: Int) -> None:
+    """Clear what `_twice` has noted."""
+    mask = book.chain.shape[0] - 1
+    seed = np.uint64(book.meta[SEED])
+    for i in range(first, end + 1):
+        place = np.int64(hash_id(rows[i]["id_hi"], rows[i]["id_lo"], seed) & np.uint64(mask))
+        while book.chain[place] != 0:
+            book.chain[place] = 0
+            place = (place + 1) & mask
+
+
+@compiled
+def _apply_chained(book: Book, row: Row, result: Row, balance: Row, offset_ns: Int, cut_off: Bool) -> Int:
+    kind = row["kind"]
+    d, c = _account_row(book, row["debit"]), _account_row(book, row["credit"])
+    if cut_off or kind < _DEPOSIT or kind > _HOLD or (kind == _TRANSFER and c == _REMOTE):
+        return _NOT_LINKABLE
+    if kind == _TRANSFER or kind == _HOLD:
+        code = _transfer(book, row, result, balance, d, c, offset_ns, True)
+    else:
+        code = _rare(book, row, result, balance, d, c, np.int64(-1), True)
+    if code == _OK:
+        _accepted(book, row, balance, d)
+    return code
+
+
+@inlined
+def _blank(balance: Row) -> None:
+    balance["debit_posted"] = 0
+    balance["debit_pending"] = 0
+    balance["credit_posted"] = 0
+    balance["credit_pending"] = 0
 
 
 @compiled
 def _look_ahead(book: Book, rows: Rows, start: Int) -> None:
     """Find the accounts of the next rows and bring near what they will touch, one step of every walk at a time."""
-    meta, ids, ahead = book.meta, book.ids, book.ahead
+    meta, ids, heads, ahead = book.meta, book.ids, book.id_heads, book.ahead
     count = min(BLOCK, rows.shape[0] - start)
     seed = np.uint64(meta[SEED])
-    slot = meta[ID_GENERATION] & 1
-    table, base = IDS + slot * TABLE_SIZE, slot * (ids.shape[0] >> 1)
-    splits, round_mask = meta[table + BUCKETS], meta[table + MASK] >> 1
+    half = meta[ID_MASK] >> 1
+    full = meta[ID_HEAD] - meta[ID_TAIL] >= meta[IDS_MAX]
     for k in range(count):
         row, at = rows[start + k], AHEAD_SIZE * k
         debit = bucket_of(hash_account(row["debit"], seed), meta, ACCOUNTS)
@@ -1205,7 +1384,10 @@ def _look_ahead(book: Book, rows: Rows, start: Int) -> None:
         key = hash_id(row["id_hi"], row["id_lo"], seed)
         prefetch(book.account_heads, debit, 0)
         prefetch(book.account_heads, credit, 0)
-        prefetch(book.id_heads, base + bucket_of(key, meta, table), 0)
+        prefetch(heads, id_bucket(meta, key), 0)
+        prefetch(heads, meta[ID_BUCKETS] + k // IDS_PER_BUCKET & half, 0)
+        if full:
+            prefetch(ids, (meta[ID_TAIL] + k) % meta[IDS_MAX], 0)
         ahead[at] = key
         ahead[at + 1] = debit
         ahead[at + 2] = credit
@@ -1213,37 +1395,31 @@ def _look_ahead(book: Book, rows: Rows, start: Int) -> None:
         at = AHEAD_SIZE * k
         prefetch(book.accounts, np.int64(book.account_heads[np.int64(ahead[at + 1])]) - 1, 0)
         prefetch(book.accounts, np.int64(book.account_heads[np.int64(ahead[at + 2])]) - 1, 0)
-        for bucket in (bucket_of(ahead[at], meta, table), (splits + k) & round_mask):
-            first = np.int64(book.id_heads[base + bucket]) - 1
-            prefetch(ids, base + first, 0)
-            prefetch(ids, base + first, 19)
+        prefetch(ids, np.int64(heads[id_bucket(meta, ahead[at])]) - 1, 0)
+        prefetch(ids, np.int64(heads[meta[ID_BUCKETS] + k // IDS_PER_BUCKET & half]) - 1, 0)
     for k in range(count):
         row, at = rows[start + k], AHEAD_SIZE * k
         _follow_account(book, np.int64(ahead[at + 1]), row["debit"])
         _follow_account(book, np.int64(ahead[at + 2]), row["credit"])
-        for bucket in (bucket_of(ahead[at], meta, table), (splits + k) & round_mask):
-            first = np.int64(book.id_heads[base + bucket])
-            if first != 0:
-                _follow(ids, base, np.int64(ids[base + first - 1]["next"]))
+        _follow_id(ids, np.int64(heads[id_bucket(meta, ahead[at])]))
+        _follow_id(ids, np.int64(heads[meta[ID_BUCKETS] + k // IDS_PER_BUCKET & half]))
+        if full:
+            end = np.int64(ids[(meta[ID_TAIL] + k) % meta[IDS_MAX]]["next"])
+            if end < 0:
+                prefetch(heads, -end - 1, 0)
     for k in range(count):
         row, at = rows[start + k], AHEAD_SIZE * k
         debit = find_account_in(book.accounts, book.account_heads, np.int64(ahead[at + 1]), row["debit"])
         credit = find_account_in(book.accounts, book.account_heads, np.int64(ahead[at + 2]), row["credit"])
         prefetch(book.accounts, debit, 64)
-        for bucket in (bucket_of(ahead[at], meta, table), (splits + k) & round_mask):
-            first = np.int64(book.id_heads[base + bucket])
-            if first != 0:
-                second = np.int64(ids[base + first - 1]["next"])
-                if second != 0:
-                    _follow(ids, base, np.int64(ids[base + second - 1]["next"]))
         ahead[at + 1] = debit + 1
         ahead[at + 2] = credit + 1
 
 
 @inlined
-def _follow(ids: Rows, base: Int, link: Int) -> None:
-    prefetch(ids, base + link - 1, 0)
-    prefetch(ids, base + link - 1, 19)
+def _follow_id(ids: Rows, first: Int) -> None:
+    if first > 0:
+        prefetch(ids, np.int64(ids[first - 1]["next"]) - 1, 0)
 
 
 @inlined
@@ -1260,42 +1436,119 @@ def _found(book: Book, word: Id, account: Id) -> Int:
 
 
 @compiled
-def _run(book: Book, rows: Rows, results: Rows, balances: Rows, offset_ns: Int) -> None:
+def _run(book: Book, rows: Rows, results: Rows, balances: Rows, offset_ns: int) -> None:
     n = rows.shape[0]
-    chain = np.int64(-1)  # first row of the open chain
-    before = np.int64(0)
     i = np.int64(0)
     start = np.int64(-BLOCK)
     while i < n:
         if i >= start + BLOCK:
             _look_ahead(book, rows, i)
             start = i
-        row, result, balance = rows[i], results[i], balances[i]
-        result["detail"] = 0
-        result["flags"] = 0
-        result["spare"] = 0
-        balance["debit_posted"] = 0
-        balance["debit_pending"] = 0
-        balance["credit_posted"] = 0
-        balance["credit_pending"] = 0
-        linked = (np.int64(row["flags"]) & _LINKED) != 0
-        if linked and chain < 0:
-            chain = i
-            before = book.meta[TRANSFERS]
-        chained = chain >= 0
-        cut_off = linked and (i == n - 1 or i - chain >= CHAIN_MAX - 1)
-        code = _apply_row(book, row, result, balance, AHEAD_SIZE * (i - start), offset_ns, chained, cut_off)
-        result["code"] = code
-        i += 1
-        if chained:
-            if code != _OK:
-                _undo(book)
-                book.meta[TRANSFERS] = before
-                i = _fail_chain(book, rows, results, balances, chain, i - 1)
-                chain = np.int64(-1)
-            elif not linked:
-                book.meta[UNDO] = 0
-                chain = np.int64(-1)
+        end = i
+        while end < n - 1 and (np.int64(rows[end]["flags"]) & _LINKED) != 0 and end - i < CHAIN_MAX - 1:
+            end += 1
+        for k in range(i, end + 1):
+            _begin(rows[k], results[k], balances[k])
+        if (np.int64(rows[i]["flags"]) & _LINKED) != 0:
+            _chain(book, rows, results, balances, i, end, offset_ns)
+        else:
+            code = _apply_row(book, rows[i], results[i], balances[i], AHEAD_SIZE * (i - start), offset_ns)
+            results[i]["code"] = code
+        i = end + 1
+
+
+@inlined
+def _begin(row: Row, result: Row, balance: Row) -> None:
+    result["at"] = row["at"]
+    result["detail"] = 0
+    result["flags"] = 0
+    result["spare"] = 0
+    _blank(balance)
+
+
+# Replay by told codes: records of older rules. What was refused then stays refused, and what was accepted is carried
+# out, whatever the rules of today would say.
+
+
+@compiled
+def _tell(book: Book, rows: Rows, codes: Codes, results: Rows, balances: Rows, offset_ns: int) -> None:
+    for i in range(rows.shape[0]):
+        _begin(rows[i], results[i], balances[i])
+        code = np.int64(codes[i])
+        made = _carry_out(book, rows[i], results[i], balances[i], code, offset_ns)
+        results[i]["code"] = made
+        if made == code and code < _FIRST_STATELESS and not _of_shards(rows[i]["kind"]):
+            linked = (np.int64(rows[i]["flags"]) & _LINKED) != 0
+            chained = linked or (i > 0 and (np.int64(rows[i - 1]["flags"]) & _LINKED) != 0)
+            key = hash_id(rows[i]["id_hi"], rows[i]["id_lo"], np.uint64(book.meta[SEED]))
+            _remember(book, rows[i], key, _content(book, rows[i], chained), code)
+
+
+@compiled
+def _carry_out(book: Book, row: Row, result: Row, balance: Row, told: Int, offset_ns: Int) -> Int:
+    """Do what was told; another code than `told` when the book has not got what it takes."""
+    kind = row["kind"]
+    if kind == _CREDIT_LEG:
+        source = _home(book, row["debit"])
+        c = _account_row(book, row["credit"])
+        if row["total"] != book.heard[source] + 1 or (told == _OK and c < 0):
+            return _LEG_OUT_OF_ORDER
+        heard = book.heard[source]
+        upto = heard if row["check"] > np.uint64(heard) else np.int64(row["check"])
+        _do_leg(book, row, balance, source, c, upto, told)
+        return told
+    if told > _IN_FLIGHT:
+        return told
+    if _of_shards(kind):
+        return _outcome(book, row, result, balance)
+    d, c, h = _account_row(book, row["debit"]), _account_row(book, row["credit"]), np.int64(-1)
+    if kind == _POST or kind == _VOID:
+        h = _find_hold(book, row)
+        if h < 0:
+            return _NOT_HELD
+        d = np.int64(book.holds[h]["account"])
+    if d < 0 and kind != _OPEN and kind != _DEPOSIT and kind != _BIND:
+        return _UNKNOWN_DEBIT_ACCOUNT
+    made = _do(book, row, result, balance, d, c, h, offset_ns)
+    if made == told:
+        _accepted(book, row, balance, d)
+    return made
+
+
+@compiled
+def _do(book: Book, row: Row, result: Row, balance: Row, d: Int, c: Int, h: Int, offset_ns: Int) -> Int:
+    """The effect of an accepted event, without its rules."""
+    kind, at = row["kind"], row["at"]
+    if c == _UNKNOWN and (kind == _DEPOSIT or kind == _TRANSFER or kind == _REFUND):
+        return _UNKNOWN_CREDIT_ACCOUNT
+    if kind == _TRANSFER or kind == _HOLD:
+        day, night = _day_night(at, offset_ns, _window(book, d, at))
+        if kind == _TRANSFER:
+            return _do_transfer(book, row, balance, d, c, day, night)
+        _do_hold(book, row, d, day, night)
+    elif kind == _DEPOSIT:
+        return _pay(book, balance, _SETTLEMENT_ROW, c, row["amount"])
+    elif kind == _WITHDRAWAL:
+        return _pay(book, balance, d, _SETTLEMENT_ROW, row["amount"])
+    elif kind == _POST:
+        if _account_row(book, book.holds[h]["credit"]) == _UNKNOWN:
+            return _UNKNOWN_CREDIT_ACCOUNT
+        return _do_post(book, row, result, balance, h)
+    elif kind == _VOID:
+        _do_void(book, result, h)
+    elif kind == _REFUND:
+        return _do_refund(book, row, result, balance, d, c)
+    elif kind == _OPEN:
+        _do_open(book, row)
+    elif kind == _CLOSE:
+        book.accounts[d]["status"] = _CLOSED
+    elif kind == _SET_LIMITS:
+        return _set_limits(book, row, d)
+    elif kind == _FREEZE:
+        book.accounts[d]["status"] = _FROZEN
+    elif kind == _UNFREEZE:
+        book.accounts[d]["status"] = _ACTIVE
+    return _OK
 
 
 def apply(book: Book, rows: Rows, results: Rows, balances: Rows, utc_offset_s: int) -> None:
@@ -1309,12 +1562,26 @@ def apply(book: Book, rows: Rows, results: Rows, balances: Rows, utc_offset_s: i
             accepted event with an account on that side, the credit side when money arrived there.
         utc_offset_s: local time minus UTC, for days and nights of limits.
     """
+    rows = _checked(rows, results, balances)
+    _apply_rows(book, rows, results, balances, utc_offset_s * 10**9)
+
+
+def apply_told(book: Book, rows: Rows, codes: Codes, results: Rows, balances: Rows, utc_offset_s: int) -> None:
+    """Replay a record of older rules: as `apply`, but by the codes, (n,) uint16, that it tells.
+
+    `results` tell another code where the book lacks what the told one takes (an account, a hold).
+    """
+    rows = _checked(rows, results, balances)
+    _tell_rows(book, rows, np.ascontiguousarray(codes, np.uint16), results, balances, utc_offset_s * 10**9)
+
+
+def _checked(rows: Rows, results: Rows, balances: Rows) -> Rows:
     rows = np.ascontiguousarray(rows) if rows.flags.writeable else rows.copy()  # one compiled form serves all callers
     if rows.dtype != EVENT or results.dtype != RESULT or balances.dtype != BALANCE:
         raise TypeError("rows, results and balances must be EVENT, RESULT and BALANCE")
     if len(results) != len(rows) or len(balances) != len(rows):
         raise ValueError("results and balances must be as long as rows")
-    _apply_rows(book, rows, results, balances, utc_offset_s * 10**9)
+    return rows
 
 
 def stamp(rows: Rows, now_ns: int, last_ns: int) -> int:
@@ -1346,7 +1613,7 @@ def _read(book: Book, ids: npt.NDArray[np.uint64], actors: npt.NDArray[np.uint64
             continue
         answer["code"] = _OK
         answer["status"] = a["status"]
-        answer["posted"] = a["credits_posted"] - a["debits_posted"]
+        answer["posted"] = a["posted"]
         answer["debits_pending"] = a["debits_pending"]
         _read_limits(book, r, answer, now)
 
@@ -1378,12 +1645,13 @@ def _read_limits(book: Book, r: Int, answer: Row, now: Int) -> None:
 
 def _source() -> int:
     """A digest of what is compiled."""
-    files = (Path(__file__), Path(str(book_module.__file__)), Path(str(events.__file__)))
+    modules = (book_module, id_memory_module, compiled_module, events)
+    files = [Path(__file__), *(Path(str(module.__file__)) for module in modules)]
     content = b"".join(file.read_bytes() for file in files)
     return int.from_bytes(hashlib.blake2b(content, digest_size=7).digest(), "big")
 
 
-def _entry_points(source: int) -> tuple[Callable[..., int], Callable[..., int]]:
+def _entry_points(source: int) -> tuple[Callable[..., int], ...]:
     """What Python calls. Numba keeps compiled code by the entry point's own file and the variables it closes over:
     without `source` among them, a change to another module would leave old rules in the cache."""
 
@@ -1393,17 +1661,41 @@ def _entry_points(source: int) -> tuple[Callable[..., int], Callable[..., int]]:
         return source
 
     @entry_point
+    def tell_rows(book: Book, rows: Rows, codes: Codes, results: Rows, balances: Rows, offset_ns: int) -> int:
+        _tell(book, rows, codes, results, balances, offset_ns)
+        return source
+
+    @entry_point
     def read_rows(book: Book, ids: npt.NDArray[np.uint64], actors: npt.NDArray[np.uint64], now: int, out: Rows) -> int:
         _read(book, ids, actors, now, out)
         return source
 
+    @entry_point
+    def find_flights(book: Book, rows: Rows, places: Words, numbers: Words, out: Rows) -> int:
+        _find_flights(book, rows, places, numbers, out)
+        return source
+
+    points = (apply_rows, tell_rows, read_rows, find_flights)
     if inspect.isfunction(apply_rows):  # not compiled: NumPy would warn that hashes wrap
         quiet = np.errstate(over="ignore")
-        return quiet(apply_rows), quiet(read_rows)
-    return apply_rows, read_rows
+        return tuple(quiet(point) for point in points)
+    return points
 
 
-_apply_rows, _read_rows = _entry_points(_source())
+@compiled
+def _find_flights(book: Book, rows: Rows, places: Words, numbers: Words, out: Rows) -> None:
+    """The flights of rows `places`, the newest of all: counted back from the last number to each partition."""
+    for k in range(places.shape[0] - 1, -1, -1):
+        row = rows[places[k]]
+        credit = row["credit"]
+        if row["kind"] == _POST:
+            credit = book.holds[_find_hold(book, row)]["credit"]
+        home = _home(book, credit)
+        out[k] = book.flights[_find_flight(book, np.uint64(home), np.uint64(numbers[home]))]
+        numbers[home] -= 1
+
+
+_apply_rows, _tell_rows, _read_rows, _newest_flights = _entry_points(_source())
 
 
 def read_accounts(
@@ -1445,20 +1737,34 @@ def due_holds(book: Book, now_ns: int, limit: int) -> npt.NDArray[np.void]:
 
 
 def in_flight(book: Book) -> npt.NDArray[np.void]:
-    """The outbox: a CREDIT_LEG for every payment whose payee's shard has not been heard, in the order of the debits."""
+    """The outbox: the CREDIT_LEG of every payment whose payee's shard has not been heard, by partition and number."""
     flights = book.flights[: book.meta[FLIGHTS + TOP]]
     flying = flights[flights["kind"] != 0]
-    flying = flying[np.argsort(flying["at"])]
-    rows = np.zeros(len(flying), EVENT)
+    return _legs(flying[np.lexsort((flying["lo"], flying["hi"]))])
+
+
+def flights_of(book: Book, rows: Rows, results: Rows) -> npt.NDArray[np.void]:
+    """The CREDIT_LEG of each of `rows`, the batch applied last, that has just gone in flight; in their order."""
+    places = np.flatnonzero((results["code"] == Code.IN_FLIGHT) & (results["flags"] & _REPLAYED == 0))
+    flights = np.zeros(len(places), book.flights.dtype)
+    _newest_flights(book, np.ascontiguousarray(rows), places, book.sent.copy(), flights)
+    return _legs(flights)
+
+
+def sent(book: Book) -> npt.NDArray[np.int64]:
+    """(partitions,) how many payments ever went to each."""
+    return book.sent.copy()
+
+
+def _legs(flights: Rows) -> npt.NDArray[np.void]:
+    rows = np.zeros(len(flights), EVENT)
     rows["kind"] = Kind.CREDIT_LEG
-    rows["id_hi"] = flying["hi"]
-    rows["id_lo"] = flying["lo"]
-    rows["debit"] = flying["debit"]
+    for name in ("id_hi", "id_lo", "debit", "credit", "amount"):
+        rows[name] = flights[name]
     # For readers of the payee's journal, who show the payment as what it is: its kind, and the hold that a post ends.
-    rows["reason"] = flying["kind"]
-    posts = flying["kind"] == Kind.POST
-    rows["ref_hi"], rows["ref_lo"] = np.where(posts, flying["ref_hi"], 0), np.where(posts, flying["ref_lo"], 0)
-    rows["credit"] = flying["credit"]
-    rows["amount"] = flying["amount"]
-    rows["span"] = flying["at"]
+    rows["reason"] = flights["kind"]
+    posts = flights["kind"] == Kind.POST
+    rows["ref_hi"], rows["ref_lo"] = np.where(posts, flights["ref_hi"], 0), np.where(posts, flights["ref_lo"], 0)
+    rows["span"] = flights["at"]
+    rows["total"] = flights["lo"].astype(np.int64)
     return rows
