@@ -1271,7 +1271,8 @@ def _chain(book: Book, rows: Rows, results: Rows, balances: Rows, first: Int, en
         return
     before = book.meta[TRANSFERS]
     cut_off = (np.int64(rows[end]["flags"]) & _LINKED) != 0
-    failed, code = np.int64(-1), np.int64(_OK)
+    failed: Int = np.int64(-1)
+    code: Int = np.int64(_OK)
     for i in range(first, end + 1):
         code = _apply_chained(book, rows[i], results[i], balances[i], offset_ns, cut_off and i == end)
         results[i]["code"] = code

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from actors import book as book_module
-from actors.book import FLIGHTS, HOLDS, SEED, Book, entry_point, find, hash_id
+from actors.book import FLIGHTS, HOLDS, SEED, Book, find, hash_id
+from actors.compiled import entry_point
 from storage import query_store
 from storage.events import FIRST_ACCOUNT, FIRST_STATELESS, SETTLEMENT, SLOTS, Code, Kind, ResultFlag
 from storage.query_store import LEG_ENTRY, SENT_ENTRY, SETTLED_ENTRY, Chunk, Note

@@ -22,13 +22,13 @@ from typing import Any, Final, NamedTuple, cast
 import asyncpg
 import numpy as np
 
-from actors import ledger, postings, recovery
-from actors.ledger import Book, Capacity
+from actors import ledger, postings
+from actors.ledger import Book
 from actors.postings import Rows, Stretch
-from actors.recovery import Windows
+from actors.recovery import Replay, Windows
 from storage.journal import Corrupt, Journal, JournalError
 from storage.query_store import Chunk, Note, Overtaken, QueryStore
-from storage.record import START, Position, Reader, Record
+from storage.record import START, Opened, Position, Reader, Record
 from storage.snapshots import InvalidSnapshot, SnapshotStore
 
 _LOG: Final = logging.getLogger(__name__)
@@ -82,14 +82,14 @@ class Applied(NamedTuple):
     origins: Rows  # (n,) ORIGIN
 
 
-def replay(book: Book, record: Record) -> Applied:
+def replay(replaying: Replay, record: Record) -> Applied:
     """Replay a record, with what its events refer to in the book as it was before.
 
     Raises:
-        Corrupt: see `recovery.replay`.
+        Corrupt: see `Replay.apply`.
     """
-    origins = postings.origins(book, record.rows)
-    results, balances = recovery.replay(book, record)
+    origins = postings.origins(replaying.book, record.rows)
+    results, balances = replaying.apply(record)
     return Applied(record, results, balances, origins)
 
 
@@ -106,7 +106,6 @@ class PartitionProjection:
         snapshots: SnapshotStore,
         chain_key: bytes,
         windows: Windows,
-        capacity: Capacity,
         limits: Limits,
     ) -> None:
         self.partition = partition
@@ -121,7 +120,6 @@ class PartitionProjection:
         self._snapshots = snapshots
         self._chain_key = chain_key
         self._windows = windows
-        self._capacity = capacity
         self._limits = limits
         self._has_snapshot = False
         self._handed = 0  # offset up to which records were handed to a commit
@@ -142,25 +140,28 @@ class PartitionProjection:
             why = f"the query store has records up to {self._handed}, beyond the journal's end: rebuild it"
             raise Corrupt(self.partition, head, why)
         self._gathered, self._gathered_rows = [], 0
-        self.book, position, self._last_ns = await asyncio.to_thread(self._start)
+        self._replay, position, self._last_ns = await asyncio.to_thread(self._start)
         self._reader = Reader(self._journal, self.partition, self._chain_key, position)
         self._snapshot_rows, self._snapshot_from, self._snapshot_time = 0, position.offset, time.monotonic()
         self._has_snapshot = position.offset > 0
 
-    def _start(self) -> tuple[Book, Position, int]:
+    @property
+    def book(self) -> Book:
+        """The book where the reader stands."""
+        return self._replay.book
+
+    def _start(self) -> tuple[Replay, Position, int]:
         """The newest usable book that is not ahead of the store, where it stands, and its newest stamp."""
         for file in self._snapshots.files(self.partition):
             if file.offset > self._handed:
                 continue
             try:
                 found = self._snapshots.load(file)
-                return ledger.restore(found.arrays, self._capacity), found.position, int(found.meta["last_ns"])
+                replaying = Replay(ledger.restore(found.arrays), int(found.meta["rules"]))
+                return replaying, found.position, int(found.meta["last_ns"])
             except (InvalidSnapshot, OSError, ValueError, KeyError) as error:
                 _LOG.warning("passing over the snapshot %s: %s", file.path, error)
-        book = ledger.new_book(
-            self.partition, self._partitions, **self._windows._asdict(), capacity=self._capacity
-        )  # fmt: skip
-        return book, START, 0
+        return Replay(ledger.new_book(self.partition, self._partitions, **self._windows._asdict())), START, 0
 
     async def advance(self, head: int) -> None:
         """Project everything up to, not including, offset `head`.
@@ -170,9 +171,13 @@ class PartitionProjection:
             JournalError: it cannot be reached; call again.
         """
         self.head = head
-        async with contextlib.aclosing(cast("AsyncGenerator[Record, None]", self._reader.records(head))) as records:
-            async for record in records:
-                applied = replay(self.book, record)
+        entries = cast("AsyncGenerator[Record | Opened, None]", self._reader.entries(head))
+        async with contextlib.aclosing(entries):
+            async for record in entries:
+                if isinstance(record, Opened):
+                    self._replay.opened(record)
+                    continue
+                applied = replay(self._replay, record)
                 self._last_ns = int(record.rows["at"][-1])
                 self._snapshot_rows += len(record.rows)
                 if record.offset >= self._handed:
@@ -250,12 +255,13 @@ class PartitionProjection:
         position = self._reader.position
         self._has_snapshot = True
         self._snapshot_rows, self._snapshot_from, self._snapshot_time = 0, position.offset, time.monotonic()
-        self._saving = asyncio.create_task(self._save(position, ledger.dump(self.book), self._last_ns))
+        meta = {"last_ns": self._last_ns, "rules": self._replay.rules}
+        self._saving = asyncio.create_task(self._save(position, ledger.dump(self.book), meta))
         return self._saving
 
-    async def _save(self, position: Position, arrays: dict[str, Rows], last_ns: int) -> None:
+    async def _save(self, position: Position, arrays: dict[str, Rows], meta: dict[str, int]) -> None:
         try:
-            await asyncio.to_thread(self._snapshots.save, self.partition, position, arrays, {"last_ns": last_ns})
+            await asyncio.to_thread(self._snapshots.save, self.partition, position, arrays, meta)
         except OSError as error:
             # Without it a start takes longer, and nothing else.
             _LOG.warning("partition %d: no snapshot at offset %d: %r", self.partition, position.offset, error)
@@ -299,7 +305,6 @@ class Projection:
         *,
         chain_key: bytes,
         windows: Windows = Windows(),  # noqa: B008 - immutable
-        capacity: Capacity = Capacity(),  # noqa: B008 - immutable
         limits: Limits = Limits(),  # noqa: B008 - immutable
     ) -> None:
         self.parts: list[PartitionProjection] = []
@@ -307,7 +312,7 @@ class Projection:
         self._store = store
         self._part = partial(
             PartitionProjection, journal=journal, store=store, snapshots=snapshots, chain_key=chain_key,
-            windows=windows, capacity=capacity, limits=limits,
+            windows=windows, limits=limits,
         )  # fmt: skip
         self._limits = limits
         self._checked = 0.0

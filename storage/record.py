@@ -8,7 +8,8 @@ of valid data records), the writer's epoch, the ledger's UTC offset, and `chain`
 
 `chain` reads `razao/<format version>:<64 hex digits>`: the keyed BLAKE2b-256 of the chain's state before, followed by
 these very bytes with the digits as zeros. It becomes the new state. An open record is written before its writer knows
-the state, so it carries only a checksum, and is absorbed: the next data record vouches for it.
+the state, so it carries only a checksum, and is absorbed: the next data record vouches for it. It says by which version
+of the rules, and within which capacities, its writer decides: whoever replays its records needs both.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -27,7 +29,7 @@ import pyarrow as pa
 from storage.events import EVENT
 from storage.journal import Corrupt, Journal, Stored
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 STATE_BYTES: Final = 32
 
 _COMPRESS_FROM_ROWS: Final = 2048
@@ -82,11 +84,15 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A valid open record: who took the partition over."""
+    """A valid open record: who took the partition over, and what decides its codes."""
 
     offset: int
     partition: int
     writer: dict[str, Any]
+    rules: int
+    """Version of the rules."""
+    capacity: dict[str, int]
+    """Rows of each kind that there is room for."""
 
 
 class Position(NamedTuple):
@@ -284,9 +290,21 @@ def _columns(rows: np.ndarray, results: np.ndarray) -> dict[str, bytes]:
     return columns
 
 
-def encode_open(partition: int, writer: Mapping[str, Any]) -> bytes:
-    """The open record of a writer that introduces itself with `writer` (JSON values: name, host, pid …)."""
-    text = json.dumps({"razao": FORMAT, "partition": partition, "writer": dict(writer)}, separators=(",", ":"))
+def encode_open(
+    partition: int, writer: Mapping[str, Any], *, rules: int = 1, capacity: Mapping[str, int] = MappingProxyType({})
+) -> bytes:
+    """The open record of a writer that introduces itself with `writer` (JSON values: name, host, pid …).
+
+    Args:
+        partition: which is taken over.
+        writer: for people; no reader depends on it.
+        rules: version of the rules by which the writer decides.
+        capacity: rows of each kind that it has room for; those left out are as the reader has them by default.
+    """
+    content = {
+        "razao": FORMAT, "partition": partition, "rules": rules, "capacity": dict(capacity), "writer": dict(writer)
+    }  # fmt: skip
+    text = json.dumps(content, separators=(",", ":"))
     return text.encode() + b"\n" + _open_check(text.encode())
 
 
@@ -305,12 +323,18 @@ def decode_open(stored: Stored, partition: int) -> Opened:
         raise Corrupt(partition, stored.offset, "the open record is damaged")
     content = json.loads(text or b"{}")
     if content.get("razao") != FORMAT:
-        raise Corrupt(partition, stored.offset, f"unknown format version {content.get('razao')}")
+        raise Corrupt(partition, stored.offset, _unknown_format(content.get("razao")))
     if content["partition"] != partition:
         raise Corrupt(partition, stored.offset, f"a record of partition {content['partition']}")
     if stored.epoch != stored.offset:
         raise Corrupt(partition, stored.offset, f"an open record with epoch {stored.epoch}")
-    return Opened(stored.offset, partition, content["writer"])
+    return Opened(stored.offset, partition, content["writer"], content["rules"], content["capacity"])
+
+
+def _unknown_format(version: object) -> str:
+    return (
+        f"format version {version}, this program reads {FORMAT}: the ledger must be opened by the version that wrote it"
+    )
 
 
 def decode(stored: Stored, partition: int, sequence: int, chain: Chain) -> Record:
@@ -347,7 +371,7 @@ def _vouched(stored: Stored, partition: int, chain: Chain) -> bytes:
     if mark is None:
         raise Corrupt(partition, stored.offset, "not a record: it carries no chain value")
     if int(mark[1]) != FORMAT:
-        raise Corrupt(partition, stored.offset, f"unknown format version {int(mark[1])}")
+        raise Corrupt(partition, stored.offset, _unknown_format(int(mark[1])))
     carried = bytes(mark[2])
     start, end = mark.span(2)
     payload[start:end] = _BLANK
@@ -417,10 +441,22 @@ class Reader:
             Corrupt: a record is missing, damaged, of an unknown version, or not the one that the chain wants.
             JournalError: the journal cannot be reached; the position stays good.
         """
+        async for entry in self.entries(until):
+            if isinstance(entry, Record):
+                yield entry
+
+    async def entries(self, until: int | None = None) -> AsyncIterator[Record | Opened]:
+        """The same with the open records among them: who replays must know by which rules what follows was decided.
+
+        Raises:
+            Corrupt, JournalError: as `records`.
+        """
         async for stored in self._journal.read(self.partition, self._offset, until):
             record = self.take(stored)
             if record is not None:
                 yield record
+            elif stored.is_open and self.newest is not None:
+                yield self.newest
 
     def take(self, stored: Stored) -> Record | None:
         """Apply the rule to the next stored record: the data record, or None when it is an open or a void one.

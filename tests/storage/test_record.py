@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
+import hashlib
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -126,7 +127,7 @@ def test_a_stock_arrow_reader_reads_it_and_columns_of_zeros_are_left_out() -> No
     assert metadata[b"sequence"] == b"0"
     assert metadata[b"epoch"] == b"0"
     assert metadata[b"at"] == str(rows["at"][0]).encode()
-    assert metadata[b"chain"].startswith(b"razao/1:")
+    assert metadata[b"chain"].startswith(b"razao/2:")
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -172,8 +173,9 @@ def test_a_chain_needs_a_key(key: bytes) -> None:
 
 def test_an_open_record_tells_who_wrote_it() -> None:
     writer = {"name": "shard-003", "host": "a", "pid": 17, "note": "line\nbreak"}
-    opened = decode_open(Stored(9, 9, True, encode_open(PARTITION, writer)), PARTITION)
-    assert opened == Opened(9, PARTITION, writer)
+    payload = encode_open(PARTITION, writer, rules=3, capacity={"ids": 7})
+    opened = decode_open(Stored(9, 9, True, payload), PARTITION)
+    assert opened == Opened(9, PARTITION, writer, rules=3, capacity={"ids": 7})
 
 
 class Log:
@@ -323,12 +325,20 @@ def test_a_void_record_relabelled_as_valid_is_refused() -> None:
         read(log)
 
 
-def test_a_later_format_is_named_and_not_guessed_at() -> None:
+@pytest.mark.parametrize("version", [1, 3])
+def test_another_format_is_named_and_not_guessed_at(version: int) -> None:
     log = [*HISTORY]
-    log[1] = Stored(1, 0, False, log[1].payload.replace(b"razao/1:", b"razao/2:"))
-    with pytest.raises(Corrupt, match="unknown format version 2") as raised:
+    log[1] = Stored(1, 0, False, log[1].payload.replace(b"razao/2:", b"razao/%d:" % version))
+    with pytest.raises(Corrupt, match=f"format version {version}, this program reads 2") as raised:
         read(log)
     assert raised.value.offset == 1
+
+
+def test_the_open_record_of_another_format_is_named_too() -> None:
+    text = b'{"razao":1,"partition":3,"writer":{}}'
+    check = hashlib.blake2b(text, digest_size=16).hexdigest().encode()
+    with pytest.raises(Corrupt, match="format version 1, this program reads 2"):
+        decode_open(Stored(0, 0, True, text + b"\n" + check), PARTITION)
 
 
 def test_a_record_of_another_partition_or_of_another_sequence_is_refused() -> None:
