@@ -337,12 +337,9 @@ def _day_night(at: Int, offset_ns: Int, window: Int) -> tuple[Int, Int]:
 
 @inlined
 def _within(limit: Int, spent: Int, amount: Int, refusal: Int, result: Row) -> Int:
-    if limit != _NO_LIMIT:
-        if amount > limit - spent:
-            result["detail"] = max(limit - spent, 0)
-            return refusal
-    elif spent > _MAX - amount:
-        return _OVERFLOW
+    if limit != _NO_LIMIT and amount > limit - spent:
+        result["detail"] = max(limit - spent, 0)
+        return refusal
     return _OK
 
 
@@ -364,13 +361,13 @@ def _check_limits(book: Book, d: Int, at: Int, amount: Int, day: Int, night: Int
 @inlined
 def _count(account: Row, amount: Int, day: Int, night: Int) -> None:
     if np.int64(account["day"]) == day:
-        account["day_sum"] += amount
+        account["day_sum"] = min(account["day_sum"], _MAX - amount) + amount  # without a limit it may be any sum
     else:
         account["day"] = day
         account["day_sum"] = amount
     if night >= 0:
         if np.int64(account["night"]) == night:
-            account["night_sum"] += amount
+            account["night_sum"] = min(account["night_sum"], _MAX - amount) + amount
         else:
             account["night"] = night
             account["night_sum"] = amount
@@ -1446,11 +1443,14 @@ def _run(book: Book, rows: Rows, results: Rows, balances: Rows, offset_ns: int) 
             _look_ahead(book, rows, i)
             start = i
         end = i
-        while end < n - 1 and (np.int64(rows[end]["flags"]) & _LINKED) != 0 and end - i < CHAIN_MAX - 1:
+        while end < n - 1 and (np.int64(rows[end]["flags"]) & _LINKED) != 0:
             end += 1
         for k in range(i, end + 1):
             _begin(rows[k], results[k], balances[k])
-        if (np.int64(rows[i]["flags"]) & _LINKED) != 0:
+        if end - i >= CHAIN_MAX:
+            for k in range(i, end + 1):
+                results[k]["code"] = _INVALID_EVENT
+        elif (np.int64(rows[i]["flags"]) & _LINKED) != 0:
             _chain(book, rows, results, balances, i, end, offset_ns)
         else:
             code = _apply_row(book, rows[i], results[i], balances[i], AHEAD_SIZE * (i - start), offset_ns)

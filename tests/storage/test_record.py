@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator, Sequence
 
-import hashlib
 import numpy as np
 import pyarrow as pa
 import pytest
