@@ -47,8 +47,7 @@ class Event(NamedTuple):
 
     def content(self, chained: bool) -> tuple[int, ...]:
         """What a repeat must have in common with the first use of its id."""
-        chain = 1 + (self.flags & Flag.LINKED) if chained else 0
-        shared = (self.kind, self.debit, self.credit, self.amount, *self.ref, self.check, chain)
+        shared = (self.kind, self.debit, self.credit, self.amount, *self.ref, self.check, int(chained))
         if self.kind == Kind.HOLD:
             return (*shared, self.span)
         return (*shared, self.total) if self.kind in {Kind.OPEN, Kind.SET_LIMITS} else shared
@@ -274,6 +273,8 @@ class Ledger:
         outside = {Kind.DEPOSIT: event.debit, Kind.WITHDRAWAL: event.credit}.get(Kind(event.kind), 0)
         if self.is_remote(self.decider(event)) or outside not in {0, 1}:
             raise Refused(Code.INVALID_EVENT)
+        if event.kind in {Kind.POST, Kind.VOID} and partition_of(event.ref[1], self.partitions) != self.partition:
+            raise Refused(Code.INVALID_EVENT)
 
     def check_id(self, event: Event) -> None:
         hi, lo = event.id
@@ -368,11 +369,11 @@ class Ledger:
 
     def check_room(self, payee: Account | None, credit: int, amount: int) -> None:
         if payee is None:
+            if len(self.flights) >= self.capacity.in_flight:
+                raise Refused(Code.BOOK_FULL)
             partition = partition_of(credit, self.partitions)
             if sum(towards == partition for towards, _ in self.flights) >= self.capacity.outbox:
                 raise Refused(Code.OUTBOX_FULL)
-            if len(self.flights) >= self.capacity.in_flight:
-                raise Refused(Code.BOOK_FULL)
         elif payee is not self.settlement and payee.posted + payee.flying + amount > AMOUNT_MAX:
             raise Refused(Code.OVERFLOW)
 
@@ -393,12 +394,10 @@ class Ledger:
             if limit != NO_LIMIT and sent + event.amount > limit:
                 code = Code.LIMIT_DAILY if period[0] == "daily" else Code.LIMIT_NIGHT
                 raise Refused(code, max(limit - sent, 0))
-            if sent + event.amount > AMOUNT_MAX:
-                raise Refused(Code.OVERFLOW)
 
     def give_back(self, account: Account, counted: list[tuple[str, int]], amount: int) -> None:
         for period in counted:
-            account.sent[period] -= amount
+            account.sent[period] = max(account.sent[period] - amount, 0)
 
     def pay(self, event: Event, payer: Account, payee: Account | None, amount: int) -> Answer:
         self.move(payer, payee or self.transit, amount)
@@ -511,7 +510,7 @@ class Ledger:
     def count(self, account: Account, event: Event) -> list[tuple[str, int]]:
         periods = self.periods(account, event.at)
         for period in periods:
-            account.sent[period] = account.sent.get(period, 0) + event.amount
+            account.sent[period] = min(account.sent.get(period, 0) + event.amount, AMOUNT_MAX)
         return periods
 
     def bind(self, event: Event) -> Answer:
@@ -640,7 +639,7 @@ class Ledger:
     # What shards tell each other, and what a shard finds out by itself.
 
     def credit_leg(self, event: Event) -> Answer:
-        if event.amount <= 0 or self.is_remote(event.credit) or not self.is_remote(event.debit):
+        if self.is_remote(event.credit) or not self.is_remote(event.debit):
             raise Refused(Code.INVALID_EVENT)
         source, number = partition_of(event.debit, self.partitions), event.total
         heard = self.heard.get(source, 0)
@@ -648,6 +647,8 @@ class Ledger:
             return Answer(self.refusals.get((source, number), Code.OK), event.at, replayed=True)
         if number != heard + 1:
             raise Refused(Code.LEG_OUT_OF_ORDER)
+        if event.amount <= 0:
+            raise Refused(Code.INVALID_EVENT)
         kept = {leg: code for leg, code in self.refusals.items() if leg[0] != source or leg[1] > event.check}
         try:
             payee = self.payee(event.credit)

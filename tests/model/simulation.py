@@ -19,7 +19,7 @@ from typing import Any, Final
 from actors import frames, ledger
 from actors.frames import FrameType, Malformed
 from actors.ledger import Book, Capacity
-from actors.recovery import Recovery, Windows, replay
+from actors.recovery import Recovery, Replay, Windows
 from actors.shard import Shard, ShardLimits
 from actors.shard_client import ShardClient
 from actors.shard_server import Answers, dispatch
@@ -107,7 +107,6 @@ class SimJournal:
 
     def __init__(self, world: World) -> None:
         self.logs: list[list[Stored]] = [[] for _ in range(world.partitions)]
-        self.capacities: dict[tuple[int, int], Capacity] = {}  # by partition and epoch
         self._world = world
         self._die = world.die
 
@@ -160,7 +159,6 @@ class NodeJournal:
     async def open(self, partition: int, payload: bytes) -> SimWriter:
         await self.shared.pause()
         epoch = self.shared.land(partition, None, payload)
-        self.shared.capacities[partition, epoch] = self.node.capacity
         await self.shared.pause()
         await self.node.thawed()
         return SimWriter(self, partition, epoch)
@@ -229,23 +227,21 @@ class Follower:
     """A book that follows a log from its beginning, as a projector's does."""
 
     def __init__(self, world: World, partition: int) -> None:
-        self.book = ledger.new_book(
-            partition, world.partitions, **world.plan.windows._asdict(), capacity=world.plan.capacities[0]
-        )
+        windows = world.plan.windows._asdict()
+        self.replay = Replay(ledger.new_book(partition, world.partitions, **windows, capacity=CAPACITY))
         self.last_ns = 0
         self.reader = Reader(NodeJournal(world.journal, None), partition, CHAIN_KEY)
         self._log = world.journal.logs[partition]
-        self._capacities = world.journal.capacities
 
     def follow(self, until: int) -> None:
         """Read up to the offset `until`."""
         for stored in self._log[self.reader.position.offset : until]:
             found = self.reader.take(stored)
-            if stored.is_open:
-                self.book = ledger.resized(self.book, self._capacities[self.reader.partition, stored.offset])
-            elif found is not None:
-                replay(self.book, found)
+            if found is not None:
+                self.replay.apply(found)
                 self.last_ns = int(found.rows["at"][-1])
+            elif stored.is_open and self.reader.newest is not None:
+                self.replay.opened(self.reader.newest)
 
 
 class SimSnapshots:
@@ -267,8 +263,9 @@ class SimSnapshots:
     def _save(self, partition: int) -> None:
         follower = self._followers[partition]
         follower.follow(self._die.randint(follower.reader.position.offset, len(self._logs[partition])))
-        meta = {"last_ns": follower.last_ns}
-        self._saved[partition].append(Snapshot(partition, follower.reader.position, ledger.dump(follower.book), meta))
+        meta = {"last_ns": follower.last_ns, "rules": follower.replay.rules}
+        arrays = ledger.dump(follower.replay.book)
+        self._saved[partition].append(Snapshot(partition, follower.reader.position, arrays, meta))
 
 
 class NodeClock:
@@ -549,7 +546,6 @@ class World:
         self.witness = Witness(
             self.journal.logs,
             plan.windows,
-            lambda partition, epoch: self.journal.capacities.get((partition, epoch), plan.capacities[0]),
             lambda partition: Reader(NodeJournal(self.journal, None), partition, CHAIN_KEY),
         )
         self.directory: dict[int, Node] = {}
@@ -568,7 +564,7 @@ class World:
         for partition in range(self.partitions):
             self.start_node(partition)
         while not all(node.alive and node.shard.serving for node in self.current.values()):
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # noqa: ASYNC110 - polls a whole world
 
     async def make_peace(self) -> None:
         """From now on nothing goes wrong: all processes go on, with right clocks, and somebody serves everywhere."""
@@ -595,7 +591,7 @@ class World:
         """A book that was made of the whole log."""
         follower = Follower(self, partition)
         follower.follow(len(self.journal.logs[partition]))
-        return follower.book
+        return follower.replay.book
 
     def now(self) -> float:
         return asyncio.get_running_loop().time()

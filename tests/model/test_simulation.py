@@ -12,7 +12,8 @@ from typing import Final
 import numpy as np
 import pytest
 
-from actors import ledger, recovery
+from actors import ledger
+from actors.recovery import Replay
 from storage.events import EVENT, RESULT, Kind
 from storage.journal import Corrupt
 from storage.record import Record
@@ -101,7 +102,7 @@ def test_a_journal_that_says_something_else_is_not_served() -> None:
         found = Record(1, 0, 0, 0, 0, rows, results["code"], results["detail"], None)
         book = ledger.new_book(0, 2, capacity=CAPACITY)
         with pytest.raises(Corrupt, match=r"partition 0, offset 1.*event 0 has code 0 .* 21 by replay"):
-            recovery.replay(book, found)
+            Replay(book).apply(found)
         await world.shut_down()
 
     run(work())

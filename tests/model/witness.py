@@ -10,12 +10,13 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from actors.book import Capacity
 from actors.recovery import Windows
 from storage.events import FIRST_STATELESS, Code, Kind, partition_of
-from storage.record import Reader
+from storage.journal import Stored
+from storage.record import Reader, Record
 from tests.model.reference import OF_SHARDS, Event, Id, Ledger, microsecond
 
 _NEVER: Final = 2**63
@@ -65,26 +66,16 @@ class Partition:
 
 
 class Witness:
-    """Follows all logs. `logs`: one list of stored records a partition; `capacity`: of the life that began at a
-    partition's offset."""
+    """Follows all logs. `logs`: one list of stored records a partition."""
 
-    def __init__(
-        self,
-        logs: list[list[Any]],
-        windows: Windows,
-        capacity: Callable[[int, int], Capacity],
-        reader: Callable[[int], Reader],
-    ) -> None:
+    def __init__(self, logs: list[list[Stored]], windows: Windows, reader: Callable[[int], Reader]) -> None:
         self.decisions: dict[Id, list[Decision]] = defaultdict(list)
         self.legs: dict[tuple[int, int, int], Leg] = {}  # payer's partition, payee's, number
         self.sent: dict[tuple[int, int, int], Decision] = {}
         self.rows = 0
         self._logs = logs
-        self._capacity = capacity
-        width, skew, refunds = windows.id_window_ns, windows.id_skew_ns, windows.refund_window_ns
         self.partitions = [
-            Partition(reader(number), Ledger(number, len(logs), width, skew, refunds, capacity(number, 0)))
-            for number in range(len(logs))
+            Partition(reader(number), Ledger(number, len(logs), *windows, Capacity())) for number in range(len(logs))
         ]
         self._unproven: list[Decision] = []
 
@@ -94,10 +85,10 @@ class Witness:
             partition = self.partitions[number]
             for stored in log[partition.reader.position.offset :]:
                 found = partition.reader.take(stored)
-                if stored.is_open:
-                    partition.ledger.resize(self._capacity(number, stored.offset))
-                elif found is not None:
+                if found is not None:
                     self._take(number, found)
+                elif stored.is_open and partition.reader.newest is not None:
+                    partition.ledger.resize(Capacity(**partition.reader.newest.capacity))
         unproven, self._unproven = self._unproven, []
         for decision in unproven:
             assert decision.leg is not None
@@ -105,7 +96,7 @@ class Witness:
             assert leg is not None, f"{decision} has an outcome that nobody decided"
             assert leg.code == decision.outcome, f"{decision} where the payee's journal says {leg}"
 
-    def _take(self, number: int, found: Any) -> None:
+    def _take(self, number: int, found: Record) -> None:
         partition = self.partitions[number]
         partition.record = found.offset
         events = [Event.of(row) for row in found.rows]
