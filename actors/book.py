@@ -306,8 +306,11 @@ def new_book(
     id_skew_ns: int = 5 * 60 * 10**9,
     refund_window_ns: int = 90 * 24 * _HOUR_NS,
     capacity: Capacity = Capacity(),  # noqa: B008 - immutable
+    secret: bytes | None = None,
 ) -> Book:
     """An empty book of `partition` in a ledger of `partitions`, with its settlement and transit accounts.
+
+    `secret`, up to 64 bytes: what is remembered of ids is hashed with it, so books of one ledger can be compared.
 
     Raises:
         ValueError: `partitions` is not a power of two up to 1024, or a window is not positive.
@@ -316,7 +319,7 @@ def new_book(
         raise ValueError(f"partition {partition} of {partitions}: the count must be a power of two up to {SLOTS}")
     if id_window_ns <= 0 or id_skew_ns < 0 or refund_window_ns <= 0:
         raise ValueError("windows must be positive")
-    base = min(max(capacity.ids.bit_length() - 2, 1), ID_BASE_MAX)
+    base = min(max(capacity.ids.bit_length() - 8, 1), ID_BASE_MAX)
     book = _allocate(capacity, partitions, base, {})
     meta = book.meta
     meta[FORMAT] = BOOK_FORMAT
@@ -325,8 +328,9 @@ def new_book(
     meta[ID_WINDOW] = id_window_ns
     meta[ID_SKEW] = id_skew_ns
     meta[REFUND_WINDOW] = refund_window_ns
-    meta[SEED] = secrets.randbits(62)  # clients choose ids: without a secret they could choose colliding ones
-    meta[CONTENT_SEED] = secrets.randbits(62)
+    # Clients choose ids: without a secret they could choose colliding ones.
+    seeds = hashlib.blake2b(b"ids", key=secret or secrets.token_bytes(32), digest_size=16).digest()
+    meta[SEED], meta[CONTENT_SEED] = (int.from_bytes(seeds[at : at + 8], "little") >> 2 for at in (0, 8))
     meta[CAPACITIES : CAPACITIES + len(capacity)] = capacity
     meta[ID_BASE] = base
     meta[ID_BUCKETS] = 1 << base

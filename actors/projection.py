@@ -161,7 +161,7 @@ class PartitionProjection:
                 return replaying, found.position, int(found.meta["last_ns"])
             except (InvalidSnapshot, OSError, ValueError, KeyError) as error:
                 _LOG.warning("passing over the snapshot %s: %s", file.path, error)
-        return Replay(ledger.new_book(self.partition, self._partitions, **self._windows._asdict())), START, 0
+        return Replay.from_start(self.partition, self._partitions, self._windows, self._chain_key), START, 0
 
     async def advance(self, head: int) -> None:
         """Project everything up to, not including, offset `head`.

@@ -8,11 +8,12 @@ not sure of its balances serves none. Records that were decided by older rules a
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ from storage.snapshots import Snapshot, SnapshotStore
 _LOG: Final = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
 _HOUR_NS: Final = 3600 * 10**9
+_NOTHING: Final = Capacity(2, 2, 2, 2, 2, 2)
 
 
 class Windows(NamedTuple):
@@ -67,7 +69,7 @@ class Recovered(NamedTuple):
 def warm_up() -> None:
     """Compile the kernel, or load it from its cache: after an upgrade that takes many seconds, and the partition should
     not stand still meanwhile."""
-    book = ledger.new_book(0, 1, capacity=Capacity(2, 2, 2, 2, 2, 2))
+    book = ledger.new_book(0, 1, capacity=_NOTHING)
     ledger.apply(book, np.zeros(0, EVENT), np.zeros(0, RESULT), np.zeros(0, BALANCE), 0)
     ledger.read_accounts(book, np.zeros(0, np.uint64), np.zeros(0, np.uint64), 0)
 
@@ -142,10 +144,7 @@ class Recovery:
                 return replay, saved.position, int(saved.meta["last_ns"])
             except (KeyError, ValueError) as error:
                 _LOG.warning("partition %d: the snapshot is not used: %s", self.partition, error)
-        book = ledger.new_book(
-            self.partition, self.partitions, **self._windows._asdict(), capacity=self._capacity
-        )  # fmt: skip
-        return Replay(book), START, 0
+        return Replay.from_start(self.partition, self.partitions, self._windows, self._chain_key), START, 0
 
 
 class Replayed(NamedTuple):
@@ -155,13 +154,28 @@ class Replayed(NamedTuple):
     balances: Array  # (n,) BALANCE
 
 
+def empty_book(partition: int, partitions: int, windows: Windows, chain_key: bytes, capacity: Capacity) -> Book:
+    """A partition's book before its first event."""
+    secret = hashlib.blake2b(b"book %d" % partition, key=chain_key).digest()
+    return ledger.new_book(partition, partitions, **windows._asdict(), capacity=capacity, secret=secret)
+
+
 class Replay:
     """A book that follows a journal: open records change its capacities, data records its content."""
 
     def __init__(self, book: Book, rules: int = ledger.RULES) -> None:
-        """`book`: empty, or from a snapshot; `rules`: of the writer of the records that come next."""
+        """`book`: as of some record, from a snapshot; `rules`: of the writer before it."""
         self.book = book
         self.rules = rules
+        self._empty: Callable[[Capacity], Book] | None = None
+
+    @classmethod
+    def from_start(cls, partition: int, partitions: int, windows: Windows, chain_key: bytes) -> Replay:
+        """For the first record of a partition, whose capacities make the book."""
+        empty = partial(empty_book, partition, partitions, windows, chain_key)
+        replay = cls(empty(_NOTHING))
+        replay._empty = empty
+        return replay
 
     def opened(self, opened: Opened) -> None:
         """Go on as that writer did.
@@ -173,7 +187,9 @@ class Replay:
             why = f"decided by rules {opened.rules}, this program knows them up to {ledger.RULES}"
             raise Corrupt(opened.partition, opened.offset, why)
         self.rules = opened.rules
-        self.book = ledger.resized(self.book, Capacity(**opened.capacity))
+        capacity = Capacity(**opened.capacity)
+        self.book = ledger.resized(self.book, capacity) if self._empty is None else self._empty(capacity)
+        self._empty = None
 
     def apply(self, found: Record) -> Replayed:
         """Apply a record's rows, which must give the same answers as are journaled.

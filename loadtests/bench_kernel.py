@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import gc
 import time
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 import psutil
+import typer
 from rich.console import Console
 from rich.table import Table
 
 from actors import ledger
+from actors.id_memory import ID_ROW, IDS_PER_BUCKET
 from storage.events import BALANCE, EVENT, NO_LIMIT, RESULT, Code, Kind
 
 BATCH = 8190
@@ -25,9 +28,9 @@ Rows = npt.NDArray[np.void]
 
 
 def fresh_ids(rows: Rows, now_ns: int, rng: np.random.Generator) -> None:
-    """Give each row a UUIDv7 of its own."""
+    """Give each row a UUIDv7 of its own, in slot 0 as the accounts here are."""
     rows["id_hi"] = np.uint64(now_ns // 10**6 << 16 | 0x7000) | rng.integers(0, 0xFFF, len(rows), dtype=np.uint64)
-    rows["id_lo"] = rng.integers(0, 2**62, len(rows), dtype=np.uint64) | np.uint64(1 << 63)
+    rows["id_lo"] = rng.integers(0, 2**50, len(rows), dtype=np.uint64) << np.uint64(12) | np.uint64(1 << 63)
 
 
 def openings(start: int, count: int, now_ns: int) -> Rows:
@@ -52,8 +55,8 @@ def apply(book: ledger.Book, rows: Rows, now_ns: int, last_ns: int) -> tuple[int
 class Timed:
     """A book, and the time that each batch took in the kernel."""
 
-    def __init__(self) -> None:
-        self.book = ledger.new_book(0, 1)
+    def __init__(self, capacity: ledger.Capacity = ledger.Capacity()) -> None:  # noqa: B008 - immutable
+        self.book = ledger.new_book(0, 1, capacity=capacity)
         self.results, self.balances = np.zeros(BATCH, RESULT), np.zeros(BATCH, BALANCE)
         self.last_ns = 0
         self.seconds: list[float] = []
@@ -118,7 +121,7 @@ def measure_growth(accounts: int) -> dict[str, float]:
     open_accounts(timed, accounts)
     used = process.memory_info().rss - before
     times_ms = np.array(timed.seconds) * 1e3
-    id_bytes = ledger_bytes("id")
+    id_bytes = ID_ROW.itemsize + 4 / IDS_PER_BUCKET
     return {
         "accounts": accounts,
         "openings_per_second": accounts / (times_ms.sum() / 1e3),
@@ -127,25 +130,53 @@ def measure_growth(accounts: int) -> dict[str, float]:
         "batch_ms_max": float(times_ms.max()),
         "bytes_measured": used / accounts,
         "bytes_per_account": used / accounts - id_bytes,
-        "bytes_per_id": id_bytes,
     }
 
 
-def ledger_bytes(what: str) -> int:
-    """Bytes by the structures: an account with its index, or an id with its index."""
-    from actors.book import ACCOUNT_BUCKETS, ACCOUNT_ROW, ID_ROW  # noqa: PLC0415
+def measure_ids(count: int) -> dict[str, float]:
+    """What `count` remembered ids take, how fast they come, and how fast further ones push the oldest out."""
+    process = psutil.Process()
+    gc.collect()
+    before = process.memory_info().rss
+    capacity = ledger.Capacity(accounts=2, ids=count, holds=2, in_flight=2, refunds=2, outbox=2)
+    timed, rng = Timed(capacity), np.random.default_rng(2)
+    rows = np.zeros(BATCH, EVENT)
+    rows["kind"], rows["debit"] = Kind.BIND, 1024
+    seconds = []
+    for further in (count, count // 10):
+        timed.seconds.clear()
+        for _ in range(0, further, BATCH):
+            fresh_ids(rows, NOW_NS, rng)
+            rows["id_hi"] ^= np.uint64(0xF000)  # version 8: it has no age, so it is taken when the window shrinks
+            timed.apply(rows)
+        seconds.append(sum(timed.seconds))
+    used = process.memory_info().rss - before
+    return {
+        "ids": ledger.stats(timed.book).ids,
+        "ids_per_second": count / seconds[0],
+        "ids_per_second_when_full": count // 10 / seconds[1],
+        "bytes_per_id": used / count,
+        "gib": used / 2**30,
+    }
 
-    return ACCOUNT_ROW.itemsize + 4 * ACCOUNT_BUCKETS if what == "account" else ID_ROW.itemsize + 4
 
-
-def run(seconds: float = 5.0, accounts: int = 100_000, growth: int = 10_000_000) -> dict[str, dict[str, float]]:
-    """Both measurements. The first call may compile; that is not counted."""
+def run(
+    seconds: float = 5.0, accounts: int = 100_000, growth: int = 10_000_000, ids: int = 10_000_000
+) -> dict[str, dict[str, float]]:
+    """All measurements. The first call may compile; that is not counted."""
     apply(ledger.new_book(0, 1), openings(0, 1, NOW_NS), NOW_NS, 0)
-    return {"transfers": measure_transfers(seconds, accounts), "growth": measure_growth(growth)}
+    return {
+        "transfers": measure_transfers(seconds, accounts),
+        "growth": measure_growth(growth),
+        "memory of ids": measure_ids(ids),
+    }
 
 
-def main() -> None:
-    measured = run()
+def main(
+    ids: Annotated[int, typer.Option(help="Ids to remember; 626572800 are Brazil's mean two days.")] = 10_000_000,
+) -> None:
+    """Measure and show."""
+    measured = run(ids=ids)
     table = Table(title="Kernel alone, one core, nothing durable")
     table.add_column("measure")
     table.add_column("value", justify="right")
@@ -156,4 +187,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)
