@@ -190,11 +190,13 @@ class Ledger:
 
     def apply_chain(self, chain: list[Event]) -> list[Answer]:
         judged: list[Memory | Refused | None] = []
-        for place, event in enumerate(chain):
+        new: set[Id] = set()
+        for event in chain:
             try:
                 known = self.judge(event, chained=True)
-                twice = any(event.id == other.id for other in chain[:place])
-                judged.append(Refused(Code.ID_CONFLICT) if twice else known)
+                judged.append(Refused(Code.ID_CONFLICT) if known is None and event.id in new else known)
+                if known is None:
+                    new.add(event.id)
             except Refused as refusal:
                 judged.append(refusal)
         if any(verdict is not None for verdict in judged):

@@ -563,8 +563,7 @@ class World:
         """Every partition has a process that serves; from then on things go wrong only by `disturb`."""
         for partition in range(self.partitions):
             self.start_node(partition)
-        while not all(node.alive and node.shard.serving for node in self.current.values()):
-            await asyncio.sleep(0.1)  # noqa: ASYNC110 - polls a whole world
+        await self._all_serve()
 
     async def make_peace(self) -> None:
         """From now on nothing goes wrong: all processes go on, with right clocks, and somebody serves everywhere."""
@@ -575,17 +574,20 @@ class World:
                 node.thaw()
                 node.clock.step(0.0)
         await asyncio.sleep(5.0)
+        await self._all_serve()
+        await asyncio.sleep(1.0)
+
+    async def _all_serve(self) -> None:
+        """Wait until every partition has a process that does, and an operator has accepted its clock."""
         for _ in range(100):
             nodes = [self.current[partition] for partition in range(self.partitions)]
             for node in nodes:
-                if not node.alive:
-                    self._replace(node)
-                elif node.shard.serving and node.shard.stats()["clock_ahead_s"]:
+                if node.alive and node.shard.serving and node.shard.stats()["clock_ahead_s"]:
                     node.shard.accept_clock()
             if all(node.alive and node.shard.serving for node in nodes):
-                break
+                return
             await asyncio.sleep(0.5)
-        await asyncio.sleep(1.0)
+        raise AssertionError("no process serves")
 
     def replayed(self, partition: int) -> Book:
         """A book that was made of the whole log."""

@@ -65,7 +65,7 @@ WEIGHTED_KINDS = (
     + [Kind.DEPOSIT] * 4
     + [Kind.WITHDRAWAL] * 3
     + [Kind.OPEN] * 3
-    + [Kind.SET_LIMITS, Kind.FREEZE, Kind.UNFREEZE, Kind.UNFREEZE, Kind.CLOSE, Kind.BIND]
+    + [Kind.SET_LIMITS, Kind.FREEZE, Kind.UNFREEZE, Kind.UNFREEZE, Kind.CLOSE, Kind.CLOSE, Kind.BIND]
 )
 LINKABLE_KINDS = [Kind.TRANSFER] * 4 + [Kind.HOLD, Kind.HOLD, Kind.DEPOSIT, Kind.DEPOSIT, Kind.WITHDRAWAL]
 NEVER_WRITTEN = {Code.UNSURE, Code.OVERLOADED, Code.NOT_SERVING}
@@ -295,6 +295,9 @@ class Generator:
         row["amount"] = self.amount()
         row["debit"] = self.account(number if dice.random() > 0.01 else 1 - number)
         row["credit"] = self.account(dice.choice([0, 1]))
+        closed = [id_ for id_, one in self.partition.model.accounts.items() if one.status == AccountStatus.CLOSED]
+        if closed and dice.random() < 0.05:
+            row["credit"] = dice.choice(closed)
         fill = {
             Kind.OPEN: self.fill_open,
             Kind.SET_LIMITS: self.fill_limits,
@@ -314,17 +317,22 @@ class Generator:
         if dice.random() < 0.02:
             row["debit"] = row["credit"]
         row["id_hi"], row["id_lo"] = self.id(self.slot(row))
-        if kind in {Kind.TRANSFER, Kind.HOLD} and dice.random() < 0.1:
+        if kind in {Kind.TRANSFER, Kind.HOLD}:
             self.fill_namesake(row)
         return row
 
     def fill_namesake(self, row: Rows) -> None:
-        """Take the id of something that is not over yet, though perhaps it is forgotten."""
+        """Sometimes, take the id of something that is not over yet; rather one that is forgotten."""
         model = self.partition.model
         open_ = [(flight.event.id, flight.debit) for flight in model.flights.values()]
         open_ += [(id_, hold.debit) for id_, hold in model.holds.items()]
         named = [(id_, debit) for id_, debit in open_ if id_[1] & 0xFFF == debit % 1024 and id_[0] & 0x8000]
-        if named:
+        past = [
+            one for one in named if one[0] not in model.memory or model.is_past(model.memory[one[0]], self.now)
+        ]  # fmt: skip
+        if past and self.dice.random() < 0.3:
+            (row["id_hi"], row["id_lo"]), row["debit"] = self.dice.choice(past)
+        elif named and self.dice.random() < 0.05:
             (row["id_hi"], row["id_lo"]), row["debit"] = self.dice.choice(named)
 
     def fill_bind(self, row: Rows) -> None:
