@@ -1,7 +1,8 @@
 """What a stretch of a partition's journal means for the query store: events, codes and balances become its rows.
 
-Pure and vectorised. Events that name a hold or a payment in flight only by its id get accounts and amount from the
-book as it was before they were applied (`origins`); everything else is in the event, its result and its balances.
+Pure and vectorised. Events that name a hold by its id, or a payment in flight by its leg's number, get accounts and
+amount from the book as it was before they were applied (`origins`); everything else is in the event, its result and its
+balances.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ ORIGIN: Final = np.dtype(
         ("debit", np.uint64),
         ("credit", np.uint64),
         ("amount", np.int64),
-        ("hold_hi", np.uint64),  # of a post in flight
-        ("hold_lo", np.uint64),
+        ("at", np.int64),  # of what is in flight: stamp of its debit
+        ("id_hi", np.uint64),  # of what is in flight: its id, or the hold's that it posts
+        ("id_lo", np.uint64),
         ("kind", np.uint16),  # HOLD, or the kind of what is in flight; 0 = not found
     ]
 )
@@ -65,7 +67,7 @@ def origins(book: Book, rows: Rows) -> Rows:
     if by_hold.any():
         places = np.flatnonzero(by_hold)
         _hold_origins(book.meta, book.holds, book.hold_heads, rows, places, found)
-        _same_record(rows, places[found["kind"][places] == 0], found)
+        _same_record(rows, places, found)
     if by_flight.any():
         _flight_origins(book.meta, book.flights, book.flight_heads, rows, np.flatnonzero(by_flight), found)
     return found
@@ -90,16 +92,20 @@ def _finders(source: int) -> tuple[Callable[..., int], Callable[..., int]]:
     @entry_point
     def flight_origins(meta: Any, flights: Any, heads: Any, rows: Any, places: Any, found: Any) -> int:
         for place in places:
-            hi, lo = rows[place]["id_hi"], rows[place]["id_lo"]
+            hi, lo = rows[place]["ref_hi"], rows[place]["ref_lo"]
             at = find(meta, FLIGHTS, 0, flights, heads, hi, lo, hash_id(hi, lo, np.uint64(meta[SEED])))
             if at >= 0:
                 found[place]["debit"] = flights[at]["debit"]
                 found[place]["credit"] = flights[at]["credit"]
                 found[place]["amount"] = flights[at]["amount"]
                 found[place]["kind"] = flights[at]["kind"]
+                found[place]["at"] = flights[at]["at"]
                 if flights[at]["kind"] == _POST:
-                    found[place]["hold_hi"] = flights[at]["ref_hi"]
-                    found[place]["hold_lo"] = flights[at]["ref_lo"]
+                    found[place]["id_hi"] = flights[at]["ref_hi"]
+                    found[place]["id_lo"] = flights[at]["ref_lo"]
+                else:
+                    found[place]["id_hi"] = flights[at]["id_hi"]
+                    found[place]["id_lo"] = flights[at]["id_lo"]
         return source
 
     return hold_origins, flight_origins
@@ -109,17 +115,21 @@ _hold_origins, _flight_origins = _finders(crc32(Path(str(book_module.__file__)).
 
 
 def _same_record(rows: Rows, places: npt.NDArray[np.intp], found: Rows) -> None:
-    """A hold that was made and ended by one record was not in the book before it."""
+    """A hold that was made and ended by one record was not in the book before it, though a namesake may have been."""
+    holds = np.flatnonzero(rows["kind"] == Kind.HOLD)
+    places = places[np.isin(rows["ref_lo"][places], rows["id_lo"][holds])]
     if not len(places):
         return
-    holds = np.flatnonzero(rows["kind"] == Kind.HOLD)
-    ids = zip(rows["id_hi"][holds].tolist(), rows["id_lo"][holds].tolist(), strict=True)
-    made = dict(zip(ids, holds.tolist(), strict=True))
-    for place in places.tolist():
-        hold = made.get((int(rows["ref_hi"][place]), int(rows["ref_lo"][place])))
-        if hold is not None and hold < place:
+    made: dict[tuple[int, int], int] = {}
+    ends = set(places.tolist())
+    for row in sorted([*holds.tolist(), *ends]):
+        if row not in ends:
+            made[int(rows["id_hi"][row]), int(rows["id_lo"][row])] = row
+            continue
+        hold = made.get((int(rows["ref_hi"][row]), int(rows["ref_lo"][row])))
+        if hold is not None:
             for name in ("debit", "credit", "amount", "kind"):
-                found[name][place] = rows[name][hold]
+                found[name][row] = rows[name][hold]
 
 
 def chunk(stretch: Stretch, partition: int, partitions: int) -> Chunk:
@@ -186,6 +196,10 @@ class _Columns:
         self.credit[self.kind == Kind.WITHDRAWAL] = SETTLEMENT
         self.id = _pair(rows["id_hi"], rows["id_lo"])
         self.ref = _pair(rows["ref_hi"], rows["ref_lo"])
+        self.flown: Mask = self.origin["at"] != 0  # of settle and revert
+        self.sent_at = np.where(self.flown, self.origin["at"], self.at)
+        leg = self.kind == Kind.CREDIT_LEG
+        self.sent_at[leg] = rows["span"][leg]
 
     def transfers(self) -> tuple[Mask, Mask, Mask]:
         """Which events are rows of each shape in query.transfers."""
@@ -221,16 +235,16 @@ class _Columns:
         return [None] * len(places) if self._notes is None else [self._notes[place] for place in places]
 
     def outcomes(self) -> Rows:
-        """The answers to money from other shards, and own money that came back."""
-        leg = self.kind == Kind.CREDIT_LEG
+        """Money from other shards that was taken, and own money that came back, each once."""
+        taken = (self.kind == Kind.CREDIT_LEG) & self.ok
         returned = (self.kind == Kind.REVERT) & self.ended
-        mask = leg | returned
+        mask = taken | returned
         made = np.zeros(np.count_nonzero(mask), query_store.OUTCOME)
-        for name in ("at", "position", "id"):
+        for name in ("at", "position", "sent_at"):
             made[name] = getattr(self, name)[mask]
         made["partition"] = self.partition
         made["payer"] = (self.debit[mask] % np.uint64(SLOTS)) % np.uint64(self.partitions)
-        made["code"] = np.where(leg, self.code, self.rows["reason"])[mask]
+        made["code"] = np.where(taken, Code.OK, self.rows["reason"])[mask]
         return made
 
     def entries(self) -> Rows:
@@ -251,7 +265,8 @@ class _Columns:
     def _side(self, mask: Mask, side: str, other: str, amount: Rows) -> Rows:
         made = np.zeros(np.count_nonzero(mask), query_store.ENTRY)
         made["account"], made["other"] = getattr(self, side)[mask], getattr(self, other)[mask]
-        made["at"], made["position"], made["kind"] = self.at[mask], self.position[mask], self.kind[mask]
+        for name in ("at", "sent_at", "position", "kind"):
+            made[name] = getattr(self, name)[mask]
         made["amount"] = amount[mask]
         made["balance"] = self.balances[f"{side}_posted"][mask]
         made["pending"] = self.balances[f"{side}_pending"][mask]
@@ -263,8 +278,8 @@ class _Columns:
         made["transfer"][ended] = self.ref[mask][ended]
         by_hold = _of(made["kind"], _BY_HOLD)
         made["transfer"][by_hold] = self.ref[mask][by_hold]
-        post = self.origin["hold_hi"][mask] != 0
-        made["transfer"][post] = _pair(self.origin["hold_hi"], self.origin["hold_lo"])[mask][post]
+        flown = self.flown[mask]
+        made["transfer"][flown] = _pair(self.origin["id_hi"], self.origin["id_lo"])[mask][flown]
         made["kind"][self.code[mask] == Code.IN_FLIGHT] += SENT_ENTRY
         arrived = made["kind"] == Kind.SETTLE
         made["kind"][arrived] = SETTLED_ENTRY + self.origin["kind"][mask][arrived]

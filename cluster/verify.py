@@ -9,8 +9,9 @@ of the vault's record of accesses.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections import Counter
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Final
 
 import asyncpg
@@ -18,9 +19,10 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from actors import ledger
+from actors import ledger, postings
+from actors.book import Book
 from actors.comparison import account_ids, compare
-from actors.recovery import Windows
+from actors.recovery import Replay, Windows, differences
 from actors.shard_client import ShardUnavailable
 from cluster.data import DataDirectory, EngineError
 from cluster.journals import open_journal
@@ -28,10 +30,11 @@ from cluster.settings import Settings
 from cluster.shards import shard_client
 from cluster.stores import kept_windows, pool_of, stores_of
 from cluster.vault import check_record
-from storage.events import BALANCE, RESULT, Code, Kind, ResultFlag
+from cluster.verify_legs import Legs
+from cluster.verify_legs import compare as compare_legs
 from storage.journal import Corrupt, Journal, JournalError
 from storage.query_store import NotYetProjected, QueryStore
-from storage.record import Reader, Record
+from storage.record import Opened, Reader, Record
 from storage.registry import Registry
 from storage.snapshots import InvalidSnapshot, SnapshotFile, SnapshotStore
 
@@ -40,8 +43,7 @@ _READ_S: Final = 10.0
 _CAUGHT_UP_S: Final = 30.0
 _DIFFERENCES_MAX: Final = 100
 _LOOKS: Final = 5
-_LEG: Final = np.dtype([("hi", np.uint64), ("lo", np.uint64), ("amount", np.int64)])
-_NO_LEGS: Final = np.zeros(0, _LEG)
+_DIFFERENCES_OF_RECORD: Final = 3
 _COMPARED: Final = ("posted", "debits_pending", "status")
 
 
@@ -89,74 +91,49 @@ class _Replay:
 
     def __init__(self, journal: Journal, partition: int, partitions: int, key: bytes, windows: Windows) -> None:
         self.partition = partition
-        self.book = ledger.new_book(partition, partitions, **windows._asdict())
         self.reader = Reader(journal, partition, key)
+        self.legs = Legs(partition, partitions)
         self.records = 0
         self.events = 0
         self.snapshots = 0
+        self.told: Counter[int] = Counter()  # rules version → records whose codes are taken as told
         self.broken = False
-        self.debits: list[np.ndarray] = [_NO_LEGS]  # of payments to other shards, (n,) _LEG
-        self.returned: list[np.ndarray] = [_NO_LEGS]  # of those, what came back
-        self.credits: list[np.ndarray] = [_NO_LEGS]  # legs of other shards' payments that were taken
+        self._replay = Replay.from_start(partition, partitions, windows, key)
+
+    @property
+    def book(self) -> Book:
+        """As of where it stands."""
+        return self._replay.book
 
     async def advance(self, until: int, report: Report, bar: tuple[Progress, TaskID] | None = None) -> None:
         """Replay up to, not including, offset `until`; a broken journal ends it with a difference."""
         if self.broken:
             return
         try:
-            async for record in self.reader.records(until):
-                self._take(record, report)
+            async for entry in self.reader.entries(until):
+                if isinstance(entry, Opened):
+                    self._replay.opened(entry)
+                else:
+                    self._take(entry, report)
                 if bar is not None:
-                    bar[0].update(bar[1], completed=record.offset + 1)
+                    bar[0].update(bar[1], completed=entry.offset + 1)
         except Corrupt as error:
             self.broken = True
             report.differs(f"the journal is broken at {error}")
 
     def _take(self, record: Record, report: Report) -> None:
-        count = len(record.rows)
-        results, balances = np.zeros(count, RESULT), np.zeros(count, BALANCE)
-        ledger.apply(self.book, record.rows, results, balances, record.utc_offset_s)
+        origins = postings.origins(self.book, record.rows)
+        results = self._replay.judge(record).results
         self.records += 1
-        self.events += count
+        self.events += len(record.rows)
         where = f"partition {self.partition}, offset {record.offset}"
-        for name, journaled in (("code", record.codes), ("detail", record.details)):
-            for row in np.flatnonzero(results[name] != journaled)[:3].tolist():
-                report.differs(
-                    f"{where}, row {row}: the journal has {name} {journaled[row]}, replay {results[name][row]}"
-                )
+        told = self._replay.told
+        for row, name, journaled, ours in islice(differences(record, results, told=told), _DIFFERENCES_OF_RECORD):
+            report.differs(f"{where}, row {row}: the journal has {name} {journaled}, replay {ours}")
         if (total := ledger.sums(self.book)) != 0:
             report.differs(f"{where}: the accounts sum to {total}, not to zero")
-        self._follow_legs(record, results)
-
-    def _follow_legs(self, record: Record, results: np.ndarray) -> None:
-        rows, kinds = record.rows, record.rows["kind"]
-        fresh = results["flags"] & ResultFlag.REPLAYED == 0
-        ok = (results["code"] == Code.OK) & fresh
-        # A post of 0 posts the whole hold: the result says how much that was.
-        amounts = np.where(kinds == Kind.POST, results["detail"], rows["amount"])
-        self.debits.append(_legs(rows, amounts, (results["code"] == Code.IN_FLIGHT) & fresh))
-        self.returned.append(_legs(rows, amounts, ok & (kinds == Kind.REVERT)))
-        self.credits.append(_legs(rows, amounts, ok & (kinds == Kind.CREDIT_LEG)))
-
-
-def _legs(rows: np.ndarray, amounts: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    made = np.zeros(np.count_nonzero(mask), _LEG)
-    made["hi"], made["lo"], made["amount"] = rows["id_hi"][mask], rows["id_lo"][mask], amounts[mask]
-    return made
-
-
-def _gathered(parts: Iterable[list[np.ndarray]]) -> np.ndarray:
-    return np.concatenate([array for part in parts for array in part])
-
-
-def _among(legs: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Which `legs` have their id among `others`."""
-    return np.isin(_ids(legs), _ids(others))
-
-
-def _ids(legs: np.ndarray) -> np.ndarray:
-    pairs = np.ascontiguousarray(np.stack((legs["hi"], legs["lo"]), axis=1))
-    return pairs.view(np.dtype((np.void, 16))).reshape(-1)
+        self.told[self._replay.rules] += told
+        self.legs.follow(record.rows, results, origins)
 
 
 async def verify(settings: Settings, *, show_progress: bool) -> Report:
@@ -230,6 +207,10 @@ async def _replay_all(
                 }
             )
     report.checked += ["hash chain and order of the journal", "the same codes on replay", "sums of every shard"]
+    told = sum((replay.told for replay in replays), Counter[int]())
+    report.checked += [
+        f"with told codes: {count} records of rules version {rules}" for rules, count in told.items() if count
+    ]
     report.checked.append(f"{sum(replay.snapshots for replay in replays)} snapshots")
 
 
@@ -252,35 +233,30 @@ def _check_snapshot(store: SnapshotStore, replay: _Replay, file: SnapshotFile, r
 
 
 async def _check_legs(journal: Journal, replays: list[_Replay], report: Report) -> None:
-    """Every credit leg must answer a debit of the same amount, and transit must hold what has no credit yet.
+    """Every leg must answer the debit of its number, and transit must hold what is under way.
 
     The partitions were read one after the other: a leg may have been taken whose debit comes further on in the payer's
-    partition. It is durable there by now, so a second look finds it; under load that may bring further legs.
+    partition, or one came back that the payee's refused further on. It is durable there by now, so a second look finds
+    it; under load that may bring further legs.
     """
     for _ in range(_LOOKS):
         if any(replay.broken for replay in replays):
             report.skipped.append("money between shards: a partition is broken")
             return
-        started, taken = _gathered(one.debits for one in replays), _gathered(one.credits for one in replays)
-        orphans = taken[~_among(taken, started)]
-        if not len(orphans):
+        found = compare_legs([replay.legs for replay in replays])
+        if not found.moving or found.differences:
             break
         for replay in replays:
             await replay.advance(await journal.head(replay.partition), report)
     else:
-        still = orphans[~_among(orphans, _gathered(one.debits for one in replays))]
-        report.skipped.append(f"money between shards: {len(still)} newest payments were still moving at each look")
+        report.skipped.append(f"money between shards: {found.moving} newest payments were still moving at each look")
         return
-    started = started[~_among(started, _gathered(one.returned for one in replays))]
-    answered = started[_among(started, taken)]
-    ours, theirs = np.sort(answered, order=("hi", "lo")), np.sort(taken, order=("hi", "lo"))
-    if len(ours) != len(theirs) or (ours != theirs).any():
-        report.differs(f"{len(theirs)} credit legs answer {len(ours)} debits, of the same ids but not the same amounts")
-    under_way = int(started["amount"].sum()) - int(taken["amount"].sum())
+    for words in found.differences:
+        report.differs(words)
     transit = sum(ledger.stats(replay.book).transit for replay in replays)
-    if transit != under_way:
-        report.differs(f"the transit accounts hold {transit}, but {under_way} is on its way between shards")
-    report.checked.append(f"{len(taken)} payments between shards, {under_way} centavos on their way")
+    if transit != found.under_way and not found.moving:
+        report.differs(f"the transit accounts hold {transit}, but {found.under_way} is on its way between shards")
+    report.checked.append(f"{found.taken} payments between shards, {found.under_way} centavos on their way")
 
 
 async def _check_live(data: DataDirectory, replays: list[_Replay], report: Report) -> None:

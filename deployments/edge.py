@@ -2,7 +2,8 @@
 
 Plain ASGI, around everything but the admission (`deployments/admission.py`), which counts. It scans the headers once
 for everybody within, turns every ProblemError into its answer, and every unforeseen exception into a 500 that says
-nothing but the number under which the log has it.
+nothing but the number under which the log has it. Once a request has sent something on, whatever goes wrong is told as
+`unsure` instead: only the problem that the application has marked as the outcome may say that nothing was done.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class Edge:
     """Wraps an application.
 
     Scope keys that it sets: `razao.headers` (dict of lower-case names), `razao.request_id`, `razao.deadline`
-    (time.monotonic seconds), and `razao.event`, into which the application writes the id of what it has sent on.
+    (time.monotonic seconds). Scope keys that it heeds: `razao.event`, into which the application writes the id of what
+    it is about to send on, and `razao.outcome`, the ProblemError that is what became of that.
     """
 
     def __init__(
@@ -113,7 +115,7 @@ class Edge:
                 async with asyncio.timeout(scope["razao.deadline"] + GRACE_S - time.monotonic()):
                     raise await why
             except TimeoutError:
-                raise _late(scope, at_body=False) from None
+                raise _late(at_body=False) from None
 
         await self._watched(scope, reply, refused())
 
@@ -121,11 +123,11 @@ class Edge:
         try:
             await work
         except ProblemError as error:
-            await reply.problem(error)
+            await reply.problem(_certain(scope, error))
         except ClientGone:
             log.debug("the client of %s has gone", scope["razao.request_id"])
         except Exception as error:  # noqa: BLE001 - the last place where one can be answered
-            await self._failed(scope, reply, error)
+            await reply.problem(_certain(scope, self._known(scope, error)))
         if self._access.wants(reply.status):
             seconds = time.monotonic() - scope["razao.deadline"] + self._deadline_s
             self._access.write(scope, reply.status, seconds, reply.refusal)
@@ -138,21 +140,16 @@ class Edge:
             with self._watch.until(deadline + GRACE_S):
                 await self._app(scope, body, reply)
         except TimeoutError:
-            raise _late(scope, at_body=body.awaited) from None
+            raise _late(at_body=body.awaited) from None
 
-    async def _failed(self, scope: Scope, reply: _Reply, error: Exception) -> None:
+    def _known(self, scope: Scope, error: Exception) -> ProblemError:
         known = self._translate(error)
         request_id = scope["razao.request_id"]
         if known is not None:
             log.warning("%s %s failed: %r (request %s)", scope["method"], _place(scope), error, request_id)
-            if (event := scope.get("razao.event")) is not None:
-                known = ProblemError(UNSURE, "The outcome was not learnt", id=event)
-        else:
-            log.error("%s %s failed (request %s)", scope["method"], _place(scope), request_id, exc_info=error)
-            known = ProblemError(INTERNAL_ERROR, "An error that we did not foresee; the log has it")
-            if (event := scope.get("razao.event")) is not None:
-                known.members["id"] = event
-        await reply.problem(known)
+            return known
+        log.error("%s %s failed (request %s)", scope["method"], _place(scope), request_id, exc_info=error)
+        return ProblemError(INTERNAL_ERROR, "An error that we did not foresee; the log has it")
 
 
 def number(headers: dict[bytes, bytes]) -> bytes:
@@ -268,9 +265,15 @@ class _Reply:
         await self({"type": "http.response.body", "body": body})
 
 
-def _late(scope: Scope, *, at_body: bool) -> ProblemError:
-    if (event := scope.get("razao.event")) is not None:
-        return ProblemError(UNSURE, "The outcome was not learnt in time", id=event)
+def _certain(scope: Scope, error: ProblemError) -> ProblemError:
+    """What may be said of a request: after something was sent on, no failure but the outcome itself is definite."""
+    event = scope.get("razao.event")
+    if event is None or error is scope.get("razao.outcome"):
+        return error
+    return ProblemError(UNSURE, f"The outcome was not learnt: {error.detail}", id=event)
+
+
+def _late(*, at_body: bool) -> ProblemError:
     if at_body:
         return ProblemError(TIMEOUT, "The body did not arrive in time")
     return ProblemError(UNAVAILABLE, "The request took too long")

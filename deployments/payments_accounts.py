@@ -44,7 +44,6 @@ from deployments.problems import (
     FORBIDDEN,
     ID_CONFLICT,
     INVALID_LIMIT,
-    NOT_CAUGHT_UP,
     UNAVAILABLE,
     UNKNOWN_ACCOUNT,
     ProblemError,
@@ -53,10 +52,9 @@ from deployments.problems import (
 from deployments.request import JSON, Answer, Header, json_answer
 from deployments.tax_id import read_tax_id
 from storage import ids
-from storage.events import NO_LIMIT, AccountStatus, Code, Kind
+from storage.events import NO_LIMIT, SLOTS, AccountStatus, Code, Kind
 from storage.ids import Id
 from storage.notation import CURRENCY, rfc3339
-from storage.query_store import NotYetProjected
 from storage.registry import Owner, RegistrationConflict, account_id, slot
 
 _OPEN: Final = msgspec.json.Decoder(OpenRequest)
@@ -85,24 +83,35 @@ async def open_account(call: Call) -> Answer:
     name = text(request.owner.name.strip(), "owner.name", NAME_MAX)
     tax_id = read_tax_id(request.owner.tax_id, "owner.tax_id", repeated=services.repeated_tax_ids)
     columns = _limit_columns(request.limits, absent=NO_LIMIT, no_window=DEFAULT_WINDOW)
-    event = call.event_id("accounts", request.id)
-    account = account_id(event, slot(services.ledger_key, tax_id))
+    named = call.event_id("accounts", request.id, None)
+    account = account_id(named, slot(services.ledger_key, tax_id))
     digest = msgspec.msgpack.encode(columns)
     try:
-        owner = await services.registry.register(account, event, sub=sub, tax_id=tax_id, name=name, digest=digest)
+        owner = await services.registry.register(account, named, sub=sub, tax_id=tax_id, name=name, digest=digest)
     except RegistrationConflict:
-        raise ProblemError(ID_CONFLICT, "The id was used to open another account", id=ids.text(event)) from None
+        raise ProblemError(ID_CONFLICT, "The id was used to open another account", id=ids.text(named)) from None
     per_transfer, daily, night, window = columns
+    event = opening_id(named, account, services.ledger_key)
     row = event_row(
         Kind.OPEN, event, OPERATOR, debit=account, credit=services.actors.of(sub), amount=per_transfer,
         ref=(daily, night), total=window, check=window,
     )  # fmt: skip
-    done = await send(call, row, None, event, "account", "account")
+    done = await send(call, row, None, named, "account", "account")
     limits = Limits(_shown(per_transfer), _shown(daily), _shown(night), _window_view(window), [])
     view = _account_view(account, AccountStatus.OPEN, Balance(0, 0, 0), limits, owner)
     headers = write_headers(done.positions, replayed=done.replayed)
     headers.append((b"location", f"/v1/accounts/{account}".encode()))
     return json_answer(201, view, headers)
+
+
+def opening_id(named: Id, account: int, ledger_key: bytes) -> Id:
+    """The id of the event that opens `account`, for the id by which the client knows its request.
+
+    Where a person's accounts lie is a secret of the ledger's, so a client cannot put the id into the slot. It keeps
+    the age of the id given; its low half is derived.
+    """
+    low = ids.derive("opening", ids.text(named), key=ledger_key)[1]
+    return ids.in_slot((named[0], low), account % SLOTS)
 
 
 async def change_account(call: Call) -> Answer:
@@ -131,7 +140,7 @@ async def _status_row(call: Call, account: int, status: str) -> tuple[Id, bytes]
         await read_account_state(call, account)  # an account that there is not is told as such
         raise ProblemError(FORBIDDEN, "Only an operator may freeze an account or open it again", scope=OPERATE)
     kind = {"closed": Kind.CLOSE, "frozen": Kind.FREEZE, "open": Kind.UNFREEZE}[status]
-    event = call.event_id(f"{status}:{account}", UNSET)
+    event = call.event_id(f"{status}:{account}", UNSET, account)
     return event, event_row(kind, event, call.actor, debit=account)
 
 
@@ -139,7 +148,7 @@ def _limits_row(call: Call, account: int, limits: LimitsRequest | UnsetType) -> 
     per_transfer, daily, night, window = _limit_columns(limits, absent=_UNCHANGED, no_window=_UNCHANGED)
     if (per_transfer, daily, night, window) == (_UNCHANGED,) * 4:
         raise malformed("limits", "Name at least one limit")
-    event = call.event_id(f"limits:{account}", UNSET)
+    event = call.event_id(f"limits:{account}", UNSET, account)
     row = event_row(
         Kind.SET_LIMITS, event, call.actor, debit=account, amount=per_transfer,
         ref=(daily, night), total=window, span=call.services.limit_raise_delay_s * _NS, check=(window + 1) << 1,
@@ -293,21 +302,15 @@ async def get_balance(call: Call) -> Answer:
 
 
 async def _past_balance(call: Call, account: int, given: str) -> Answer:
-    """The balance at a past instant: everything stamped until then is in the journal by now, so wait for its heads."""
+    """The balance at a past instant: everything stamped until then is in the journal by now, so wait for its end."""
     at = read_instant(given, "at")
     now = time.time_ns()
     if at > now + _CLOCK_SKEW_NS:
         raise malformed("at", "The instant lies in the future")
     await read_account_state(call, account)
-    services = call.services
-    try:
-        heads = await services.client.heads(call.deadline)
-        await services.store.wait_for({key: head - 1 for key, head in heads.items()}, call.deadline)
-    except ShardUnavailable:
-        raise ProblemError(UNAVAILABLE, "A shard does not answer") from None
-    except NotYetProjected:
-        raise ProblemError(NOT_CAUGHT_UP, "The query store has not caught up yet") from None
-    balance = await services.store.balance_at(account, at)
+    heads = await call.heads([call.partition_of(account)])
+    await call.wait_for({partition: head - 1 for partition, head in heads.items()})
+    balance = await call.services.store.balance_at(account, at)
     if balance is None:
         raise ProblemError(UNKNOWN_ACCOUNT, "The account was not open yet", status=404)
     return json_answer(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -24,16 +25,19 @@ from deployments.payments_call import (
     Call,
     Rows,
     content_checks,
+    misplaced_id,
     read_id,
     read_note,
+    refused_id,
     write_headers,
 )
 from deployments.payments_schema import BATCH_ROWS_MAX, BatchRequest, BatchRow
-from deployments.payments_transfers import read_expiry
+from deployments.payments_transfers import event_row, read_expiry
 from deployments.problems import BY_CODE, OVERLOADED, TOO_LARGE, ProblemError, malformed
 from deployments.request import JSON, Answer, Header, content_length
 from storage import ids
-from storage.events import AMOUNT_MAX, EVENT, FIRST_ACCOUNT, RESULT, Code, Flag, Kind, ResultFlag
+from storage.events import AMOUNT_MAX, EVENT, FIRST_ACCOUNT, RESULT, SLOTS, Code, Flag, Kind, ResultFlag
+from storage.ids import Id
 
 BATCH_BYTES_MAX: Final = 8 << 20
 ARROW: Final = "application/vnd.apache.arrow.stream"
@@ -44,7 +48,15 @@ _ACCOUNTS: Final = re.compile(r"(?:[1-9][0-9]{3,18},)*", re.ASCII)
 _ACCOUNT: Final = re.compile(r"[1-9][0-9]{3,18}", re.ASCII)
 _HYPHENS: Final = (8, 13, 18, 23)
 _NO_ACCOUNT: Final = 0
-_INDEX_BITS: Final = 16
+_OF_ALL: Final = frozenset({int(Code.OVERLOADED), int(Code.NOT_SERVING)})
+_SLOT_BITS: Final = 12
+_NUMBER_BITS: Final = 14
+_LOW_BITS: Final = _SLOT_BITS + _NUMBER_BITS
+_ITSELF: Final = (1 << _NUMBER_BITS) - 1  # the number that no row has
+# `check` stands for the notes and the life of a hold as given.
+_CONTENT: Final = np.dtype(
+    [(name, EVENT[name]) for name in ("id_hi", "id_lo", "debit", "credit", "amount", "span", "check", "kind", "flags")]
+)
 
 Notes = list[bytes | None]
 
@@ -55,6 +67,7 @@ class Batch(NamedTuple):
     rows: Rows  # (n,) EVENT
     notes: Notes | None
     refused: Rows  # (n,) uint16: Code of the rows that are refused here, 0 for the others
+    id: Id  # of the batch itself, from which rows without an id have theirs
 
 
 async def create_batch(call: Call) -> Answer:
@@ -87,7 +100,11 @@ async def _answer_batch(call: Call) -> Answer:
 
 async def _apply(call: Call, batch: Batch) -> tuple[Rows, list[Header]]:
     """(n,) RESULT, and the headers that go with it."""
-    rows, notes, refused = batch
+    rows, notes, refused, named = batch
+    if call.key() is None:
+        named = (int(rows["id_hi"][0]), int(rows["id_lo"][0]))
+    else:
+        await _bind(call, batch)
     results = np.zeros(len(rows), RESULT)
     results["code"] = refused
     places = None
@@ -97,15 +114,42 @@ async def _apply(call: Call, batch: Batch) -> tuple[Rows, list[Header]]:
         notes = None if notes is None else [notes[place] for place in places.tolist()]
     if len(rows) == 0:
         return results, []
-    outcome = await call.services.client.apply(rows, notes, call.deadline)
-    if (outcome.results["code"] == Code.OVERLOADED).all():
-        raise ProblemError(OVERLOADED, OVERLOADED.title)
+    outcome = await call.apply(rows, notes, named)
     if places is None:
         results = outcome.results
     else:
         results[places] = outcome.results
+    code = int(results["code"][0])
+    if code in _OF_ALL and (results["code"] == code).all():
+        problem = BY_CODE[Code(code)]
+        raise call.outcome(ProblemError(problem, problem.title, id=ids.text(named)))
     replayed = bool((outcome.results["flags"] & ResultFlag.REPLAYED).all())
     return results, write_headers(outcome.positions, replayed=replayed)[1:]
+
+
+async def _bind(call: Call, batch: Batch) -> None:
+    """Tie the Idempotency-Key to this batch, durably, before any of its rows is sent.
+
+    Raises:
+        ProblemError: the key is tied to another batch (409), or it is not known whether it could be tied. Nothing of
+            the batch was sent.
+    """
+    slot = ids.slot_of(batch.id)
+    row = event_row(Kind.BIND, batch.id, call.actor, debit=FIRST_ACCOUNT + slot, check=digest_of(batch.rows))
+    outcome = await call.apply(np.frombuffer(row, EVENT), None, batch.id)
+    code = Code(int(outcome.results["code"][0]))
+    if code != Code.OK:
+        problem = BY_CODE[code]
+        detail = f"{problem.title}; nothing of the batch was sent"
+        raise call.outcome(ProblemError(problem, detail, id=ids.text(batch.id)))
+
+
+def digest_of(rows: Rows) -> int:
+    """64 bits that stand for the number, the order and the content of (n,) EVENT: ids, notes and `linked` too."""
+    content = np.zeros(len(rows), _CONTENT)
+    for name in _CONTENT.names or ():
+        content[name] = rows[name]
+    return int.from_bytes(blake2b(content.tobytes(), digest_size=8).digest(), "big")
 
 
 def refuse_chains(refused: Rows, linked: Rows) -> None:
@@ -118,8 +162,18 @@ def refuse_chains(refused: Rows, linked: Rows) -> None:
     refused[failed & (refused == 0)] = Code.LINKED_FAILED
 
 
-def _finish(call: Call, rows: Rows, notes: Notes | None, refused: Rows, expires_in: Rows | None) -> Batch:
-    """Fill in what both forms share. `expires_in`: (n,) int64 seconds as given, 0 = not given; None = no holds."""
+def _finish(call: Call, rows: Rows, notes: Notes | None, given: Rows, expires_in: Rows | None) -> Batch:
+    """Fill in what both forms share.
+
+    Args:
+        call: the request.
+        rows: (n,) EVENT with what the batch says.
+        notes: one a row, or None.
+        given: (n,) bool: which rows brought an id of their own.
+        expires_in: (n,) int64 seconds as given, 0 = not given; None = no holds.
+    """
+    batch_id = put_ids(call, rows, given)
+    refused = np.zeros(len(rows), np.uint16)
     rows["actor"] = call.actor
     held = rows["kind"] == Kind.HOLD
     if expires_in is not None or held.any():
@@ -132,7 +186,7 @@ def _finish(call: Call, rows: Rows, notes: Notes | None, refused: Rows, expires_
     refused[(rows["debit"] == _NO_ACCOUNT)] = Code.UNKNOWN_DEBIT_ACCOUNT
     refused[rows["amount"] <= 0] = Code.INVALID_AMOUNT
     refuse_chains(refused, (rows["flags"] & Flag.LINKED) != 0)
-    return Batch(rows, notes, refused)
+    return Batch(rows, notes, refused, batch_id)
 
 
 def _check_size(count: int) -> int:
@@ -145,10 +199,50 @@ def _check_size(count: int) -> int:
     return count
 
 
-def derived_ids(call: Call, count: int) -> tuple[int, Rows]:
-    """Ids for the rows that have none: the request's own, its low bits being the row's number. High, (n,) low."""
-    high, low = call.derived_id("transfers/batch")
-    return high, np.uint64(low >> _INDEX_BITS << _INDEX_BITS) | np.arange(count, dtype=np.uint64)
+def put_ids(call: Call, rows: Rows, given: Rows) -> Id:
+    """Give ids to the rows that have none, and check that the others' lie where they must.
+
+    Such an id is the batch's own, with the row's number and the slot of its payer in the low bits.
+
+    Args:
+        call: the request.
+        rows: (n,) EVENT.
+        given: (n,) bool: which rows brought an id of their own.
+
+    Returns:
+        The batch's own id.
+
+    Raises:
+        ProblemError: a row's id does not say where its payer lies, or is of version 8 and not what the key gives.
+    """
+    high, low = call.derived_id("transfers/batch", None)
+    base = low >> _LOW_BITS << _LOW_BITS
+    slots = rows["debit"] % np.uint64(SLOTS)
+    lows = np.uint64(base) | np.arange(len(rows), dtype=np.uint64) << np.uint64(_SLOT_BITS) | slots
+    if given.any():
+        wrong = _derived(rows["id_hi"])
+        if call.key() is not None:
+            wrong &= (rows["id_hi"] != high) | (rows["id_lo"] != lows)
+        wrong |= (rows["id_lo"] & np.uint64((1 << _SLOT_BITS) - 1) != slots) & (rows["debit"] != _NO_ACCOUNT)
+        wrong &= given
+        if wrong.any():
+            raise _wrong_id(rows, int(np.flatnonzero(wrong)[0]))
+    rows["id_hi"] = np.where(given, rows["id_hi"], np.uint64(high))
+    rows["id_lo"] = np.where(given, rows["id_lo"], lows)
+    return high, base | _ITSELF << _SLOT_BITS | low % SLOTS
+
+
+def _derived(high: Rows) -> Rows:
+    """(n,) bool: of version 8."""
+    derived: Rows = (high >> np.uint64(12)) & np.uint64(15) == 8
+    return derived
+
+
+def _wrong_id(rows: Rows, place: int) -> ProblemError:
+    id_, field = (int(rows["id_hi"][place]), int(rows["id_lo"][place])), f"transfers[{place}].id"
+    if ids.version(id_) == 8:
+        return refused_id("An id of version 8 is one that the batch's Idempotency-Key gives this row", field)
+    return misplaced_id(id_, int(rows["debit"][place]), field)
 
 
 # -- JSON -------------------------------------------------------------------------------------------------------------
@@ -174,7 +268,7 @@ def batch_of_json(call: Call, data: bytes) -> Batch:
     refuse_repeated_keys(data, keys)
 
     rows = np.zeros(count, EVENT)
-    _put_ids(call, rows, given_ids)
+    given = _put_given_ids(rows, given_ids)
     rows["debit"] = accounts_of_text(debits, "debit_account")
     rows["credit"] = accounts_of_text(payees, "credit_account")
     rows["amount"] = _amounts(amounts)
@@ -187,19 +281,19 @@ def batch_of_json(call: Call, data: bytes) -> Batch:
     if descriptions.count(UNSET) + metadata.count(UNSET) != 2 * count:
         notes = [read_note(t.description, t.metadata, f"transfers[{i}].") for i, t in enumerate(transfers)]
     expires_in = None if spans.count(UNSET) == count else _json_expiries(call, transfers)
-    return _finish(call, rows, notes, np.zeros(count, np.uint16), expires_in)
+    return _finish(call, rows, notes, given, expires_in)
 
 
-def _put_ids(call: Call, rows: Rows, given: list[Any]) -> None:
+def _put_given_ids(rows: Rows, given: list[Any]) -> Rows:
+    """Fill in the ids that rows brought; (n,) bool: which those are."""
     missing = given.count(UNSET)
     if missing == 0:
         rows["id_hi"], rows["id_lo"] = ids_of_text(given)
-        return
-    high, lows = derived_ids(call, len(rows))
-    rows["id_hi"], rows["id_lo"] = high, lows
+        return np.ones(len(given), bool)
     if missing < len(given):
         places = [place for place, one in enumerate(given) if one is not UNSET]
         rows["id_hi"][places], rows["id_lo"][places] = ids_of_text([given[place] for place in places], places)
+    return np.array([one is not UNSET for one in given])
 
 
 def ids_of_text(given: list[str], places: Sequence[int] | None = None) -> tuple[Rows, Rows]:
@@ -368,7 +462,7 @@ def batch_of_arrow(call: Call, table: pa.Table) -> Batch:
     rows = np.zeros(count, EVENT)
     given = _column(table, "id")
     if given is None:
-        rows["id_hi"], rows["id_lo"] = derived_ids(call, count)
+        pass
     elif given.type == pa.binary(16):
         words = np.frombuffer(given.buffers()[1], ">u8").reshape(-1, 2)[given.offset : given.offset + count]
         rows["id_hi"], rows["id_lo"] = words[:, 0], words[:, 1]
@@ -387,7 +481,8 @@ def batch_of_arrow(call: Call, table: pa.Table) -> Batch:
     if linked is not None:
         rows["flags"] = linked * Flag.LINKED
     notes = _arrow_notes(table)
-    return _finish(call, rows, notes, np.zeros(count, np.uint16), _arrow_expiries(call, table, rows))
+    brought = np.full(count, given is not None)
+    return _finish(call, rows, notes, brought, _arrow_expiries(call, table, rows))
 
 
 def _arrow_accounts(table: pa.Table, name: str) -> Rows:

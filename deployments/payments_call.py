@@ -5,10 +5,11 @@ Handlers take a Call and return an Answer; what goes wrong is raised as a Proble
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
@@ -18,19 +19,21 @@ import numpy.typing as npt
 from msgspec import UNSET, Raw, UnsetType
 from starlette.types import Receive, Scope
 
+from actors.shard_client import Outcome, ShardUnavailable, Tell
 from deployments.json_body import free_form, text
 from deployments.payments_schema import DESCRIPTION_MAX, METADATA_BYTES_MAX, METADATA_DEPTH_MAX
 from deployments.problems import (
     INVALID_AMOUNT,
     INVALID_ID,
     NOT_CAUGHT_UP,
+    UNAVAILABLE,
     UNKNOWN_ACCOUNT,
     ProblemError,
     malformed,
 )
 from deployments.request import JSON, Header, Request, require
 from storage import ids
-from storage.events import AMOUNT_MAX, FIRST_ACCOUNT
+from storage.events import AMOUNT_MAX, FIRST_ACCOUNT, SLOTS
 from storage.ids import Id
 from storage.notation import EPOCH
 from storage.query_store import NotYetProjected
@@ -106,54 +109,167 @@ class Call(Request):
         """Wait until the query store has what `Razao-Position` asks for.
 
         Raises:
-            ProblemError: it did not get there in time.
+            ProblemError: a position lies beyond its journal's end, or the store did not get there in time.
         """
         positions = self.positions()
         if not positions:
             return
+        seen = await self.services.store.projected()
+        behind = {partition: offset for partition, offset in positions.items() if seen.get(partition, 0) <= offset}
+        if not behind:
+            return
+        # What no write can have answered never comes, and must not keep others' reads company until its time is up.
+        for partition, head in (await self.heads(behind)).items():
+            if behind[partition] >= head:
+                raise malformed("Razao-Position", "Razao-Position lies beyond the journal's end: no write answered it")
+        await self.wait_for(behind)
+
+    async def heads(self, partitions: Iterable[int]) -> dict[int, int]:
+        """The offset that each partition's next record will get, after everything received before is durable.
+
+        Raises:
+            ProblemError: a shard does not answer.
+        """
+        asked = tuple(partitions)
+        client = self.services.client
+        try:
+            heads = await asyncio.gather(*(client.head(partition, self.deadline) for partition in asked))
+        except ShardUnavailable:
+            raise ProblemError(UNAVAILABLE, "A shard does not answer") from None
+        return dict(zip(asked, heads, strict=True))
+
+    async def wait_for(self, positions: Mapping[int, int]) -> None:
+        """Wait until the query store has the records at `positions` (partition → offset).
+
+        Raises:
+            ProblemError: it did not get there in time.
+        """
         try:
             await self.services.store.wait_for(positions, self.deadline)
         except NotYetProjected:
             raise ProblemError(NOT_CAUGHT_UP, "The query store has not caught up yet") from None
 
-    def event_id(self, route: str, given: str | UnsetType) -> Id:
-        """The id of the event that this call makes.
+    def partition_of(self, account: int) -> int:
+        """Where an account lies; or what has an id of that slot."""
+        return account % SLOTS % self.services.client.partitions
 
-        The body's `id`; or derived from the Idempotency-Key; or the gateway's request id, so that the gateway may send
-        a request again whose connection was lost; or fresh. Both `id` and Idempotency-Key are taken only when equal.
+    # -- the event that it makes ------------------------------------------------------------------------------------
+
+    def event_id(self, route: str, given: str | UnsetType, account: int | None) -> Id:
+        """The id of the event that this call makes: the body's `id`, else as `derived_id`.
+
+        `id` and Idempotency-Key together are taken when the key gives that id, or is that very id.
+
+        Args:
+            route: which call it is.
+            given: the body's `id`.
+            account: that pays (that gets a deposit), in whose slot the id must be; of a post or void the hold's slot
+                alone; None: any slot will do.
+
+        Raises:
+            ProblemError: it cannot be this call's id.
+        """
+        if given is UNSET:
+            return self.derived_id(route, account)
+        id_ = read_id(given)
+        key = self.key()
+        derived = ids.version(id_) == 8
+        if key is not None and (id_ != self.derived_id(route, account) if derived else key.lower() != given.lower()):
+            raise malformed("Idempotency-Key", "Send either `id` or Idempotency-Key, or with the key the id it gives")
+        if derived and key is None:
+            raise refused_id("An id of version 8 is one that a key gives: send its Idempotency-Key", "id")
+        if account is not None and ids.slot_of(id_) != account % SLOTS:
+            raise misplaced_id(id_, account, "id")
+        return id_
+
+    def derived_id(self, route: str, account: int | None) -> Id:
+        """The id that stands for the Idempotency-Key, else for the gateway's request id, so that the gateway may send
+        a request again whose connection was lost; else a fresh one. In the slot of `account`, if there is one.
+        """
+        assert self.identity is not None  # noqa: S101 - authorize comes first
+        about = (self.identity.subject, route, *(() if account is None else (str(account),)))
+        key = self.key()
+        if key is not None:
+            id_ = ids.derive("key", *about, key, key=self.services.ledger_key)
+        elif b"x-request-id" not in self.headers:
+            id_ = ids.uuid7(time.time_ns() // 1_000_000)
+        else:
+            id_ = self._id_of_request(about)
+        return id_ if account is None else ids.in_slot(id_, account % SLOTS)
+
+    def _id_of_request(self, about: tuple[str, ...]) -> Id:
+        try:
+            id_ = ids.parse(self.request_id)
+        except ValueError:
+            id_ = (0, 0)
+        if ids.version(id_) == 7:
+            return id_
+        return ids.derive("request", *about, self.request_id, key=self.services.ledger_key)  # not our gateway's number
+
+    def key(self) -> str | None:
+        """The Idempotency-Key.
+
+        Raises:
+            ProblemError: it is out of form.
         """
         key = self.headers.get(b"idempotency-key")
-        if given is not UNSET:
-            if key is not None and key.decode("latin-1").lower() != given.lower():
-                raise malformed("Idempotency-Key", "Send either `id` or Idempotency-Key, or the same in both")
-            return read_id(given)
-        return self.derived_id(route)
+        if key is None:
+            return None
+        if not _KEY.fullmatch(key):
+            raise malformed("Idempotency-Key", "An Idempotency-Key is 1 to 255 visible ASCII characters")
+        return key.decode("ascii")
 
-    def derived_id(self, route: str) -> Id:
-        """The id that stands for the Idempotency-Key, else the gateway's request id (a UUIDv7), else a fresh one."""
-        assert self.identity is not None  # noqa: S101 - authorize comes first
-        key = self.headers.get(b"idempotency-key")
-        if key is not None:
-            if not _KEY.fullmatch(key):
-                raise malformed("Idempotency-Key", "An Idempotency-Key is 1 to 255 visible ASCII characters")
-            return ids.derive("key", self.identity.subject, route, key.decode("ascii"))
-        if b"x-request-id" in self.headers:
-            try:
-                return ids.parse(self.request_id)
-            except ValueError:  # not our gateway's
-                return ids.derive("request", self.identity.subject, route, self.request_id)
-        return ids.uuid7(time.time_ns() // 1_000_000)
+    async def apply(self, rows: Rows, notes: list[bytes | None] | None, named: Id) -> Outcome:
+        """Have the shards apply `rows`: (n,) EVENT, and wait for the outcome. See `ShardClient.apply`.
+
+        Args:
+            rows: what this call makes.
+            notes: one a row, or None.
+            named: the id by which the client may send it again, should the outcome not be learnt.
+        """
+        self._sent(named)
+        return await self.services.client.apply(rows, notes, self.deadline)
+
+    def submit(self, row: bytes, note: bytes | None, named: Id, tell: Tell) -> None:
+        """The same of one event for who does not wait. See `ShardClient.submit`."""
+        self._sent(named)
+        self.services.client.submit(row, note, self.deadline, tell)
+
+    def _sent(self, named: Id) -> None:
+        """The one place that writes it: from here on the edge tells every failure as `unsure`."""
+        self.scope["razao.event"] = ids.text(named)
+
+    def outcome(self, problem: ProblemError) -> ProblemError:
+        """Marks the problem that is what became of what was sent: the edge tells it as it is, and no other one."""
+        self.scope["razao.outcome"] = problem
+        return problem
 
 
 # -- ids and accounts -----------------------------------------------------------------------------------------------
 
 
 def read_id(given: str, field: str = "id") -> Id:
-    """The event id that a body names. One of version 8 is one that we derived and told the client."""
+    """The event id that a body names; one of version 8 was told by us, and a key must come with it."""
     try:
         return ids.parse(given)
     except ValueError:
         raise ProblemError(INVALID_ID, "This is not a UUID of version 7", field=field) from None
+
+
+def refused_id(detail: str, field: str, **members: Any) -> ProblemError:
+    """The 422 for an id that has the form of one, but cannot be this one's."""
+    return ProblemError(INVALID_ID, detail, status=422, field=field, **members)
+
+
+def misplaced_id(id_: Id, account: int, field: str) -> ProblemError:
+    """The 422 for an id that does not say where the account of its event lies; `expected` is the one that does."""
+    slot = account % SLOTS
+    return refused_id(
+        f"The last three hexadecimal digits of an id are those of the paying account modulo {SLOTS} "
+        f"(of a deposit, the account that gets it), here {slot:03x}",
+        field,
+        expected=ids.text(ids.in_slot(id_, slot)),
+    )
 
 
 def read_account(given: str, field: str) -> int:

@@ -25,7 +25,6 @@ from deployments.payments_services import Services
 from deployments.payments_transfers import PARTIES, Wanted, problem_of, read_transfer, transfer_answer
 from deployments.problems import ProblemError
 from deployments.request import SINGLE_BYTES_MAX
-from storage import ids
 from storage.events import Code, ResultFlag
 
 _METHOD: Final = "POST"
@@ -79,7 +78,7 @@ class TransferRoute:
         except Exception:  # noqa: BLE001 - what is wrong, were it a fault of ours, the ordinary way finds too
             return False
         transfer = _Transfer(self, exchange, call, wanted)
-        self.services.client.submit(wanted.row, wanted.note, call.deadline, transfer.told)
+        call.submit(wanted.row, wanted.note, wanted.id, transfer.told)
         return True
 
     def refuse(self, scope: Scope, exchange: Exchange, why: Awaitable[ProblemError]) -> None:
@@ -124,7 +123,6 @@ class _Transfer:
         self._exchange.answer(answer.status, answer.headers, answer.body)
 
     def _refuse(self, why: Awaitable[ProblemError]) -> None:
-        self._call.scope["razao.event"] = ids.text(self._wanted.id)
         self._route.refuse(self._call.scope, self._exchange, why)
 
 

@@ -68,8 +68,19 @@ INTRODUCTION: Final = (
     "`Idempotency-Replayed: true`. "
     "The same id or key with other content is an `id-conflict`. Both are remembered for 48 hours unless set "
     "otherwise; a "
-    "UUIDv7 older than that is refused, whereas an Idempotency-Key carries no time, so its promise ends there. Send "
-    "one of the two, or the same value in both.\n\n"
+    "UUIDv7 older than that is refused, whereas an Idempotency-Key carries no time, so its promise ends there. When an "
+    "answer is `unsure`, or none came, send the same request again with the same id or key.\n\n"
+    "An `id` is unique in the whole ledger, and says where it lies: its last three hexadecimal digits are the paying "
+    "account's number modulo 1024, such as `171` for account 7349874591868649841. So make a UUIDv7 and overwrite those "
+    "digits. Of a deposit it is the account that gets the money; of a refund the payee of the original, who pays it. "
+    "The id of a new account may end as it likes. An id with other digits is `invalid-id`, and `expected` is the same "
+    "id with the right ones. Ids that we make are made so.\n\n"
+    "An Idempotency-Key is your own text, unique for the token's `sub`, the call and the paying account: the same key "
+    "with another account that pays is another payment. The id that it gives (a UUIDv8, in the answer) is good for "
+    "looking up; to send a request again, send the key. Together they are taken when the key gives just this `id`, or "
+    "when the key's text is the `id` itself, a UUIDv7, which then counts.\n\n"
+    "A batch's Idempotency-Key stands for the whole batch: the number, order and content of its transfers and how they "
+    "are linked. With anything else it is an `id-conflict`, and nothing of that batch is done.\n\n"
     "Your own writes: a write answers with `Razao-Position`. Send it with a read, and the read waits until it "
     "sees that "
     "write. Balances without `at` are always up to date."
@@ -78,11 +89,20 @@ INTRODUCTION: Final = (
 _ACCOUNT: Final = Parameter("id", "path", "The account.", {"type": "string"})
 _TRANSFER: Final = Parameter("id", "path", "The transfer.", {"type": "string", "format": "uuid"})
 _KEY: Final = Parameter(
-    "Idempotency-Key", "header", "Stands in for `id`: 1 to 255 visible ASCII characters, your own choice.",
+    "Idempotency-Key", "header",
+    "Stands in for `id`: 1 to 255 visible ASCII characters, your own choice. Unique for the caller, the call and the "
+    "paying account.",
+    {"type": "string", "minLength": 1, "maxLength": 255},
+)  # fmt: skip
+_BATCH_KEY: Final = Parameter(
+    "Idempotency-Key", "header",
+    "Stands for the whole batch, and gives ids to the transfers that have none: 1 to 255 visible ASCII characters.",
     {"type": "string", "minLength": 1, "maxLength": 255},
 )  # fmt: skip
 _POSITION: Final = Parameter(
-    "Razao-Position", "header", "As a write answered it: wait until the answer includes that write.",
+    "Razao-Position", "header",
+    "As a write answered it: wait until the answer includes that write. One that no write can have answered is "
+    "refused.",
     {"type": "string", "pattern": "^[0-9]+:[0-9]+(,[0-9]+:[0-9]+)*$"},
 )  # fmt: skip
 _SUB: Final = Parameter("sub", "query", "Whose accounts; for operators.", {"type": "string"})
@@ -107,7 +127,8 @@ def api_operations() -> tuple[Operation, ...]:
         Operation(
             "POST", "/v1/transfers", "createTransfer", "Move money, or put it on hold",
             "From an account of the caller to any other. With `hold` the amount is only reserved, until it is posted, "
-            "voided or expires.",
+            "voided or expires. A hold does not look at its payee: whether that account is there and open is asked "
+            "when the hold is posted.",
             transfers.create_transfer, "ledger:write", TransferRequest, Transfer, 201, (_KEY,),
             (*_MOVE, LIMIT_EXCEEDED, SAME_ACCOUNT), _WRITTEN,
         ),
@@ -118,22 +139,27 @@ def api_operations() -> tuple[Operation, ...]:
             "happens whole or not at all, within one shard. As an Arrow stream the columns have the names of the "
             "fields; "
             "`id` may be fixed_size_binary(16), accounts uint64, metadata JSON text; nulls stand for what is left out; "
-            "buffers are not compressed. Arrow in gets Arrow out: `id`, `status`, `type`.",
-            batch.create_batch, "ledger:write", BatchRequest, BatchAnswer, 200, (_KEY,), (INVALID_ID,), _WRITTEN,
+            "buffers are not compressed. Arrow in gets Arrow out: `id`, `status`, `type`. An Idempotency-Key binds the "
+            "whole batch: sent again with other transfers, another order or other links it is an `id-conflict`.",
+            batch.create_batch, "ledger:write", BatchRequest, BatchAnswer, 200, (_BATCH_KEY,),
+            (INVALID_ID, ID_CONFLICT, BOOK_FULL, UNSURE), _WRITTEN,
             ("application/json", batch.ARROW),
         ),
         Operation(
             "GET", "/v1/transfers/{id}", "getTransfer", "What became of a transfer",
-            "As of the journal's end when the request comes, so whoever was told `unsure` learns the outcome here.",
+            "As of the journal's end when the request comes, so whoever was told `unsure` learns the outcome here. "
+            "An id that a key gave may be used again once its 48 hours are over: the newest use is shown. Refunds lie "
+            "with the payee: to be sure that `refunded_amount` has one, send the `Razao-Position` of its answer.",
             transfers.get_transfer, "ledger:read", None, Transfer, 200, (_TRANSFER, _POSITION),
             (UNKNOWN_TRANSFER, NOT_CAUGHT_UP, UNSURE),
         ),
         Operation(
             "POST", "/v1/transfers/{id}/post", "postTransfer", "Post a hold",
-            "By the payer's owner, once, in whole or in part; the rest is available again.",
+            "By the payer's owner, once, in whole or in part; the rest is available again. The payee must be there and "
+            "open now: nobody has looked before.",
             transfers.post_transfer, "ledger:write", PostRequest, Transfer, 200, (_TRANSFER, _KEY),
-            (UNKNOWN_TRANSFER, NOT_HELD, HOLD_EXPIRED, EXCEEDS_HOLD, ACCOUNT_CLOSED, ACCOUNT_FROZEN, INVALID_AMOUNT,
-             OVERFLOW, NOT_CAUGHT_UP, *_EVENT), _WRITTEN,
+            (UNKNOWN_TRANSFER, NOT_HELD, HOLD_EXPIRED, EXCEEDS_HOLD, UNKNOWN_ACCOUNT, ACCOUNT_CLOSED, ACCOUNT_FROZEN,
+             INVALID_AMOUNT, OVERFLOW, NOT_CAUGHT_UP, *_EVENT), _WRITTEN,
         ),
         Operation(
             "POST", "/v1/transfers/{id}/void", "voidTransfer", "Give a hold up", "By the payer's owner.",

@@ -19,13 +19,25 @@ NAME_MAX: Final = 120
 METADATA_BYTES_MAX: Final = 4096
 METADATA_DEPTH_MAX: Final = 8
 
-_EXAMPLE_ID: Final = "01890a5d-ac96-774b-bcce-b302099a8057"
+_EXAMPLE_ID: Final = "01890a5d-ac96-774b-bcce-b302099a8171"  # in the slot of the example account
 _EXAMPLE_OTHER: Final = "4611686018427388929"
+
+_HOLD: Final = "Only reserve the amount; post or void it later. The payee is looked at when it is posted."
 
 EventId = Annotated[
     str,
     Meta(
-        description="UUID of version 7 made by the client: sent again, it gets the first answer again.",
+        description="UUID of version 7 made by the client: sent again, it gets the first answer again. Its last three "
+        "hexadecimal digits are those of the paying account (of a deposit, the one that gets it; of a refund, the "
+        "original's payee) modulo 1024.",
+        examples=[_EXAMPLE_ID],
+        extra_json_schema={"format": "uuid"},
+    ),
+]
+OpeningId = Annotated[
+    str,
+    Meta(
+        description="UUID of version 7 made by the client, any one: sent again, it gets the first answer again.",
         examples=[_EXAMPLE_ID],
         extra_json_schema={"format": "uuid"},
     ),
@@ -76,7 +88,7 @@ class TransferRequest(Body):
     credit_account: AccountId
     amount: Amount
     id: EventId | UnsetType = UNSET
-    hold: Annotated[bool, Meta(description="Only reserve the amount; post or void it later.")] | UnsetType = UNSET
+    hold: Annotated[bool, Meta(description=_HOLD)] | UnsetType = UNSET
     expires_in: Annotated[int, Meta(description="Life of the hold in seconds.", examples=[3600])] | UnsetType = UNSET
     description: Description | UnsetType = UNSET
     metadata: Metadata | UnsetType = UNSET
@@ -203,7 +215,7 @@ class OpenRequest(Body):
 
     owner: OwnerRequest
     limits: LimitsRequest | UnsetType = UNSET
-    id: EventId | UnsetType = UNSET
+    id: OpeningId | UnsetType = UNSET
 
 
 class ChangeRequest(Body):

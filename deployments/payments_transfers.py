@@ -7,6 +7,7 @@ a busy core, edge and token included, without server and shard: 30 us of CPU; a 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -18,7 +19,6 @@ from deployments.json_body import decode
 from deployments.payments_call import (
     OPERATOR,
     Call,
-    Rows,
     check_amount,
     content_check,
     read_account,
@@ -44,13 +44,14 @@ from deployments.problems import (
     UNAVAILABLE,
     UNKNOWN_TRANSFER,
     UNSURE,
+    Problem,
     ProblemError,
     malformed,
     refusal,
 )
 from deployments.request import SINGLE_BYTES_MAX, Answer, json_answer
 from storage import ids, query_store
-from storage.events import EVENT, FIRST_STATELESS, SETTLEMENT, Code, Kind, ResultFlag
+from storage.events import EVENT, FIRST_STATELESS, SETTLEMENT, SLOTS, Code, Kind, ResultFlag
 from storage.ids import Id
 from storage.notation import CURRENCY, rfc3339
 from storage.query_store import NotYetProjected, Status
@@ -104,14 +105,13 @@ class Done(NamedTuple):
 
 
 async def send(call: Call, row: bytes, note: bytes | None, id_: Id, debit_field: str, credit_field: str) -> Done:
-    """Send one event to its shard and wait for its outcome.
+    """Send one event to its shard and wait for its outcome. `id_`: by which the client may send it again.
 
     Raises:
-        ProblemError: refused, overloaded or unsure; its members tell the event's `id`.
+        ProblemError: refused, overloaded or unsure; its members tell the `id`.
     """
-    call.scope["razao.event"] = ids.text(id_)  # from here on the edge's own time-out must answer `unsure`
     rows = np.frombuffer(row, EVENT)
-    outcome: Outcome = await call.services.client.apply(rows, None if note is None else [note], call.deadline)
+    outcome = await call.apply(rows, None if note is None else [note], id_)
     at, detail, code, flags, _ = outcome.results.item(0)
     if code == _OK:
         return Done(at, detail, outcome.positions, bool(flags & _REPLAYED))
@@ -121,28 +121,27 @@ async def send(call: Call, row: bytes, note: bytes | None, id_: Id, debit_field:
 async def problem_of(
     call: Call, row: bytes, id_: Id, outcome: Outcome, debit_field: str, credit_field: str
 ) -> ProblemError:
-    """What the outcome of an event that was not carried out is to a client."""
+    """What the outcome of an event that was not carried out is to a client; marked as the outcome."""
     at, detail, code, flags, _ = outcome.results.item(0)
     replayed = bool(flags & _REPLAYED)
     members: dict[str, Any] = {"id": ids.text(id_)}
     if code < FIRST_STATELESS and at:
         members["created_at"] = rfc3339(at)
     if replayed and code in LEFT_CODES:
-        detail = await _first_detail(call, id_, row)
+        detail = await _first_detail(call, row)
     error = refusal(Code(code), detail, debit_field, credit_field, **members)
     for name, value in write_headers(outcome.positions, replayed=replayed)[1:]:
         error.headers[name.decode()] = value.decode()
-    return error
+    return call.outcome(error)
 
 
-async def _first_detail(call: Call, id_: Id, row: bytes) -> int:
+async def _first_detail(call: Call, row: bytes) -> int:
     """What the first refusal said was left: the shard remembers the code alone."""
-    event = np.frombuffer(row, EVENT)
-    kind, debit = event["kind"][0], event["debit"][0]
-    for known in await look_up(call, id_):
-        if known.kind == kind and known.debit == debit:
-            return known.detail
-    raise ProblemError(NOT_CAUGHT_UP, "The first answer to this id is not in the query store yet")
+    high, low = struct.unpack_from("<QQ", row)
+    known = await look_up(call, (high, low))
+    if known is None:
+        raise ProblemError(NOT_CAUGHT_UP, "The first answer to this id is not in the query store yet")
+    return known.detail
 
 
 # -- new money moves --------------------------------------------------------------------------------------------------
@@ -185,7 +184,7 @@ def read_transfer(call: Call, body: bytes) -> Wanted:
     hold = request.hold is True
     expires_in = read_expiry(request.expires_in, "expires_in", hold=hold, services=call.services)
     given = 0 if request.expires_in is UNSET else expires_in
-    id_ = call.event_id("transfers", request.id)
+    id_ = call.event_id("transfers", request.id, debit)
     kind = Kind.HOLD if hold else Kind.TRANSFER
     check = content_check(note, given) if given or note is not None else 0
     span = expires_in * _NS
@@ -225,7 +224,7 @@ async def create_deposit(call: Call) -> Answer:
     call.authorize("ledger:fund", lifted_by_operate=False)
     request = await call.json(_DEPOSIT)
     account = read_account(request.account, "account")
-    return await _fund(call, request, Kind.DEPOSIT, "deposits", SETTLEMENT, account)
+    return await _fund(call, request, Kind.DEPOSIT, "deposits", account)
 
 
 async def create_withdrawal(call: Call) -> Answer:
@@ -233,13 +232,14 @@ async def create_withdrawal(call: Call) -> Answer:
     call.authorize("ledger:fund", lifted_by_operate=False)
     request = await call.json(_WITHDRAWAL)
     account = read_account(request.account, "account")
-    return await _fund(call, request, Kind.WITHDRAWAL, "withdrawals", account, SETTLEMENT)
+    return await _fund(call, request, Kind.WITHDRAWAL, "withdrawals", account)
 
 
-async def _fund(call: Call, request: DepositRequest, kind: Kind, route: str, debit: int, credit: int) -> Answer:
+async def _fund(call: Call, request: DepositRequest, kind: Kind, route: str, account: int) -> Answer:
     amount = check_amount(request.amount)
+    debit, credit = (SETTLEMENT, account) if kind is Kind.DEPOSIT else (account, SETTLEMENT)
     note = read_note(request.description, request.metadata)
-    id_ = call.event_id(route, request.id)
+    id_ = call.event_id(route, request.id, account)
     check = content_check(note, 0)
     row = event_row(kind, id_, OPERATOR, debit=debit, credit=credit, amount=amount, check=check)
     done = await send(call, row, note, id_, "account", "account")
@@ -255,12 +255,8 @@ async def post_transfer(call: Call) -> Answer:
     call.authorize("ledger:write")
     request = await call.json(_POST, empty=b"{}")
     amount = 0 if request.amount is UNSET else check_amount(request.amount)
-    hold = await _own_hold(call)
-    id_ = call.event_id(f"post:{ids.text(hold.id)}", UNSET)
-    row = event_row(Kind.POST, id_, call.actor, debit=hold.debit, credit=hold.credit, amount=amount, ref=hold.id)
-    done = await _end_hold(call, row, id_, hold)
-    posted = amount or hold.amount
-    view = _hold_view(hold, "posted", posted_amount=posted)
+    hold, done = await _end_hold(call, Kind.POST, "post", amount)
+    view = _hold_view(hold, "posted", posted_amount=amount or hold.amount)
     return json_answer(200, view, write_headers(done.positions, replayed=done.replayed))
 
 
@@ -268,49 +264,63 @@ async def void_transfer(call: Call) -> Answer:
     """POST /v1/transfers/{id}/void."""
     call.authorize("ledger:write")
     await call.json(_VOID, empty=b"{}")
-    hold = await _own_hold(call)
-    id_ = call.event_id(f"void:{ids.text(hold.id)}", UNSET)
-    row = event_row(Kind.VOID, id_, call.actor, debit=hold.debit, credit=hold.credit, ref=hold.id)
-    done = await _end_hold(call, row, id_, hold)
+    hold, done = await _end_hold(call, Kind.VOID, "void", 0)
     return json_answer(200, _hold_view(hold, "voided"), write_headers(done.positions, replayed=done.replayed))
 
 
-async def _own_hold(call: Call) -> query_store.Transfer:
-    """The hold that the path names, if the caller owns its payer.
+async def _end_hold(call: Call, kind: Kind, route: str, amount: int) -> tuple[query_store.Transfer, Done]:
+    """Send the post or void straight to the shard that the hold's id names, which knows the hold and its owner.
 
-    What a hold is made of never changes, so a row that the query store has already will do; its state is the shard's.
+    Returns:
+        The hold as it was made, and the outcome.
     """
-    id_ = _path_id(call)
-    found = await _known(call, id_, lambda known: known.kind is Kind.HOLD)
-    holds = [known for known in found if known.kind is Kind.HOLD]
-    owned = [hold for hold, (payer, _) in zip(holds, await _parties(call, holds), strict=True) if payer]
-    if owned:
-        return owned[0]
-    if holds:
-        raise ProblemError(FORBIDDEN, "Only the payer's owner may post or void a hold")
-    await _visible(call, found)
-    raise ProblemError(NOT_HELD, "This was never on hold", transfer_status=str(found[0].status))
-
-
-async def _end_hold(call: Call, row: bytes, id_: Id, hold: query_store.Transfer) -> Done:
+    hold = _path_id(call)
+    slot = ids.slot_of(hold)
+    id_ = call.event_id(f"{route}:{ids.text(hold)}", UNSET, slot)
+    row = event_row(kind, id_, call.actor, amount=amount, ref=hold)
     try:
-        return await send(call, row, None, id_, *PARTIES)
+        done = await send(call, row, None, id_, *PARTIES)
     except ProblemError as error:
-        if error.problem is not NOT_HELD:
-            raise
-        return await _not_held(call, error, hold)
+        if error.problem is FORBIDDEN:
+            raise call.outcome(_as_before(error, FORBIDDEN, "Only the payer's owner may post or void a hold")) from None
+        if error.problem is NOT_HELD:
+            raise call.outcome(await _not_held(call, error, hold)) from None
+        raise
+    return await _ended_hold(call, hold, done), done
 
 
-async def _not_held(call: Call, error: ProblemError, hold: query_store.Transfer) -> Done:
-    """Say what became of the hold instead: a shard forgets one that has ended."""
-    found = [known for known in await look_up(call, hold.id) if known.partition == hold.partition]
-    now = found[-1] if found else hold
-    if now.status is Status.EXPIRED:
-        expired = ProblemError(BY_CODE[Code.HOLD_EXPIRED], "The hold has expired", **error.members)
-        expired.headers |= error.headers
-        raise expired
-    error.members["transfer_status"] = str(now.status)
-    raise error
+async def _ended_hold(call: Call, id_: Id, done: Done) -> query_store.Transfer:
+    """What the hold was made of, which never changes. A derived id may have had another use before: the newest is
+    certain to be there once the query store has the outcome."""
+    partition = call.partition_of(ids.slot_of(id_))
+    known = None if ids.version(id_) == 8 else _newest(await call.services.store.transfer(id_))
+    if known is None:
+        await call.wait_for({key: offset for key, offset in done.positions.items() if key == partition})
+        known = _newest(await call.services.store.transfer(id_))
+    if known is None:
+        raise ProblemError(NOT_CAUGHT_UP, "The query store does not have the hold")
+    return known
+
+
+async def _not_held(call: Call, error: ProblemError, id_: Id) -> ProblemError:
+    """What is told of a hold that the shard does not have: it forgets one that has ended, and the history knows."""
+    known = await look_up(call, id_)
+    if known is None:
+        return _as_before(error, UNKNOWN_TRANSFER, "There is no such transfer", id=ids.text(id_))
+    if not await _owns(call, known.debit):
+        if known.kind is Kind.HOLD:
+            return _as_before(error, FORBIDDEN, "Only the payer's owner may post or void a hold")
+        if not await _owns(call, known.credit):
+            return _as_before(error, FORBIDDEN, "The transfer is between other people's accounts")
+    if known.status is Status.EXPIRED:
+        return _as_before(error, BY_CODE[Code.HOLD_EXPIRED], "The hold has expired", **error.members)
+    detail = error.detail if known.kind is Kind.HOLD else "This was never on hold"
+    return _as_before(error, NOT_HELD, detail, **error.members, transfer_status=str(known.status))
+
+
+def _as_before(error: ProblemError, problem: Problem, detail: str, **members: Any) -> ProblemError:
+    """Another problem for the same outcome, with its headers."""
+    return ProblemError(problem, detail, headers=error.headers, **members)
 
 
 async def refund_transfer(call: Call) -> Answer:
@@ -320,7 +330,7 @@ async def refund_transfer(call: Call) -> Answer:
     amount = check_amount(request.amount)
     note = read_note(request.description, request.metadata)
     original = await _own_payment(call)
-    id_ = call.event_id(f"refunds:{ids.text(original.id)}", request.id)
+    id_ = call.event_id(f"refunds:{ids.text(original.id)}", request.id, original.credit)
     total = original.amount if original.posted_amount is None else original.posted_amount
     row = event_row(
         Kind.REFUND, id_, call.actor, debit=original.credit, credit=original.debit, amount=amount, ref=original.id,
@@ -334,21 +344,28 @@ async def refund_transfer(call: Call) -> Answer:
 
 async def _own_payment(call: Call) -> query_store.Transfer:
     """The payment that the path names, if the caller owns its payee."""
-    found = await _known(call, _path_id(call), _is_paid)
-    payments = [known for known in found if known.kind in {Kind.TRANSFER, Kind.HOLD}]
-    owned = [known for known, (_, payee) in zip(payments, await _parties(call, payments), strict=True) if payee]
-    paid = [known for known in owned if _is_paid(known)]
-    if paid:
-        return paid[0]
-    if payments and not owned:
-        raise ProblemError(FORBIDDEN, "Only the payee's owner may refund a transfer")
-    await _visible(call, found)
-    status = (owned or found)[0].status
-    raise ProblemError(NOT_REFUNDABLE, NOT_REFUNDABLE.title, transfer_status=str(status))
+    id_ = _path_id(call)
+    # What was paid stays paid. A derived id may have been used again since, which only the journal's end can tell.
+    known = None if ids.version(id_) == 8 else _newest(await call.services.store.transfer(id_))
+    if known is None or not _is_paid(known):
+        known = await look_up(call, id_)
+    if known is None:
+        raise ProblemError(UNKNOWN_TRANSFER, "There is no such transfer", id=ids.text(id_))
+    if not await _owns(call, known.credit):
+        if known.kind in _PAYMENTS:
+            raise ProblemError(FORBIDDEN, "Only the payee's owner may refund a transfer")
+        if not await _owns(call, known.debit):
+            raise ProblemError(FORBIDDEN, "The transfer is between other people's accounts")
+    if not _is_paid(known):
+        raise ProblemError(NOT_REFUNDABLE, NOT_REFUNDABLE.title, transfer_status=str(known.status))
+    return known
+
+
+_PAYMENTS: Final = frozenset({Kind.TRANSFER, Kind.HOLD})
 
 
 def _is_paid(known: query_store.Transfer) -> bool:
-    return known.kind in {Kind.TRANSFER, Kind.HOLD} and known.status in {Status.SETTLED, Status.POSTED}
+    return known.kind in _PAYMENTS and known.status in {Status.SETTLED, Status.POSTED}
 
 
 # -- looking up -------------------------------------------------------------------------------------------------------
@@ -358,85 +375,62 @@ async def get_transfer(call: Call) -> Answer:
     """GET /v1/transfers/{id}."""
     call.authorize("ledger:read")
     call.query()
+    id_ = _path_id(call)
     await call.wait_for_positions()
-    found = await look_up(call, _path_id(call))
-    visible = await _visible(call, found)
-    return json_answer(200, transfer_view(visible[-1]))
+    known = await look_up(call, id_)
+    if known is None:
+        raise ProblemError(UNKNOWN_TRANSFER, "There is no such transfer")
+    if not (await _owns(call, known.debit) or await _owns(call, known.credit)):
+        raise ProblemError(FORBIDDEN, "The transfer is between other people's accounts")
+    return json_answer(200, transfer_view(known))
 
 
-async def look_up(call: Call, id_: Id) -> list[query_store.Transfer]:
-    """Everything that carries an id, as of the journal's heads now, none of it in flight any more.
+async def look_up(call: Call, id_: Id) -> query_store.Transfer | None:
+    """The newest use of an id, as of the end that the journal of its shard has now, and not in flight any more.
 
     Raises:
         ProblemError: the query store did not catch up in time, or an outcome is still open.
     """
-    services = call.services
+    partition = call.partition_of(ids.slot_of(id_))
     try:
-        heads = await services.client.heads(call.deadline)
-        await services.store.wait_for({key: head - 1 for key, head in heads.items()}, call.deadline)
-    except ShardUnavailable:
-        raise ProblemError(UNAVAILABLE, "A shard does not answer", id=ids.text(id_)) from None
-    except NotYetProjected:
-        raise ProblemError(NOT_CAUGHT_UP, "The query store has not caught up yet", id=ids.text(id_)) from None
+        heads = await call.heads([partition])
+        await call.wait_for({partition: heads[partition] - 1})
+    except ProblemError as error:
+        error.members["id"] = ids.text(id_)
+        raise
     try:
-        return await services.store.settled_transfer(id_, call.deadline)
+        return _newest(await call.services.store.settled_transfer(id_, call.deadline))
     except NotYetProjected:
         raise ProblemError(UNSURE, "The transfer is on its way to its payee", id=ids.text(id_)) from None
 
 
-async def _known(call: Call, id_: Id, enough: Any) -> list[query_store.Transfer]:
-    """What carries an id: what the query store has now when that is enough, else as `look_up`."""
-    found = await call.services.store.transfer(id_)
-    if not any(map(enough, found)):
-        found = await look_up(call, id_)
-    if not found:
-        raise ProblemError(UNKNOWN_TRANSFER, "There is no such transfer", id=ids.text(id_))
-    return found
+def _newest(uses: Sequence[query_store.Transfer]) -> query_store.Transfer | None:
+    return uses[-1] if uses else None
 
 
-async def _visible(call: Call, found: list[query_store.Transfer]) -> list[query_store.Transfer]:
-    """Those of which the caller may know.
-
-    Raises:
-        ProblemError: there are none.
-    """
-    if not found:
-        raise ProblemError(UNKNOWN_TRANSFER, "There is no such transfer")
-    visible = [known for known, sides in zip(found, await _parties(call, found), strict=True) if any(sides)]
-    if not visible:
-        raise ProblemError(FORBIDDEN, "The transfer is between other people's accounts")
-    return visible
-
-
-async def _parties(call: Call, found: list[query_store.Transfer]) -> list[tuple[bool, bool]]:
-    """For each whether the caller may act for its payer, and for its payee."""
+async def _owns(call: Call, account: int) -> bool:
+    """Whether the caller may act for an account. Its shard knows."""
     if call.actor == OPERATOR:
-        return [(True, True)] * len(found)
-    accounts = np.array([account for known in found for account in (known.debit, known.credit)], np.uint64)
-    customers = accounts != SETTLEMENT
-    own = np.zeros(len(accounts), bool)
-    if customers.any():
-        own[customers] = await own_accounts(call, accounts[customers])
-    pairs: list[list[bool]] = own.reshape(-1, 2).tolist()
-    return [(payer, payee) for payer, payee in pairs]
-
-
-async def own_accounts(call: Call, accounts: Rows) -> Rows:
-    """(n,) u64 accounts → (n,) bool: which of them the caller may act for. The shards know."""
-    actors = np.full(len(accounts), call.actor, np.uint64)
+        return True
+    if account == SETTLEMENT:
+        return False
+    one, actor = np.array([account], np.uint64), np.array([call.actor], np.uint64)
     try:
-        read = await call.services.client.read(accounts, actors, call.deadline)
+        read = await call.services.client.read(one, actor, call.deadline)
     except ShardUnavailable:
         raise ProblemError(UNAVAILABLE, "A shard does not answer") from None
-    own: Rows = read.states["code"] == Code.OK
-    return own
+    return bool(read.states["code"][0] == Code.OK)
 
 
 def _path_id(call: Call) -> Id:
+    """The id that the path names; none that could be an event's is none of a transfer."""
     try:
-        return ids.parse(call.path["id"])
+        id_ = ids.parse(call.path["id"])
     except ValueError:
-        raise ProblemError(UNKNOWN_TRANSFER, "There is no such transfer") from None
+        id_ = (0, SLOTS)
+    if ids.slot_of(id_) >= SLOTS:
+        raise ProblemError(UNKNOWN_TRANSFER, "There is no such transfer")
+    return id_
 
 
 # -- views ------------------------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ async def _fill(target: Engine, accounts: npt.NDArray[np.uint64]) -> float:
 def _openings(accounts: npt.NDArray[np.uint64]) -> npt.NDArray[np.void]:
     """Events that open accounts, each followed by one that funds it."""
     rows = np.zeros(2 * len(accounts), EVENT)
-    words = np.frombuffer(traffic.id_block(len(rows)), ">u8").reshape(-1, 2)
+    words = np.frombuffer(traffic.id_block(np.repeat(accounts, 2)), ">u8").reshape(-1, 2)
     rows["id_hi"], rows["id_lo"] = words[:, 0], words[:, 1]
     opened, paid = rows[0::2], rows[1::2]
     opened["kind"], opened["debit"], opened["credit"] = Kind.OPEN, accounts, 1
@@ -106,7 +106,7 @@ def _pay(target: Engine, debit: int, credit: int) -> None:
     Raises:
         RuntimeError: it was refused, or there is no outcome.
     """
-    id_ = next(traffic.ids()).decode()
+    id_ = (next(traffic.ids()) + traffic.slot(str(debit).encode())).decode()
     body = {"id": id_, "debit_account": str(debit), "credit_account": str(credit), "amount": 1}
     headers = {"Authorization": f"Bearer {target.token}"}
     deadline = time.monotonic() + _PATIENCE_S

@@ -100,15 +100,15 @@ async def _write(journal: Journal, transfers: int, accounts: int) -> bytes:
     return ledger.digest(book)
 
 
-def _fresh(count: int) -> Rows:
-    rows = np.zeros(count, EVENT)
-    words = np.frombuffer(traffic.id_block(count), ">u8").reshape(-1, 2)
+def _fresh(payers: npt.NDArray[np.uint64]) -> Rows:
+    rows = np.zeros(len(payers), EVENT)
+    words = np.frombuffer(traffic.id_block(payers), ">u8").reshape(-1, 2)
     rows["id_hi"], rows["id_lo"] = words[:, 0], words[:, 1]
     return rows
 
 
 def _openings(accounts: npt.NDArray[np.uint64]) -> tuple[Rows, Rows]:
-    opened, paid = _fresh(len(accounts)), _fresh(len(accounts))
+    opened, paid = _fresh(accounts), _fresh(accounts)
     opened["kind"], opened["debit"], opened["credit"] = Kind.OPEN, accounts, 1
     opened["amount"] = opened["ref_hi"] = opened["ref_lo"] = NO_LIMIT
     opened["total"] = _NIGHT
@@ -117,9 +117,9 @@ def _openings(accounts: npt.NDArray[np.uint64]) -> tuple[Rows, Rows]:
 
 
 def _transfers(rng: np.random.Generator, accounts: npt.NDArray[np.uint64], count: int) -> Rows:
-    rows = _fresh(count)
     first = rng.integers(0, len(accounts), count)
     second = (first + rng.integers(1, len(accounts), count)) % len(accounts)
+    rows = _fresh(accounts[first])
     rows["kind"], rows["debit"], rows["credit"], rows["amount"] = Kind.TRANSFER, accounts[first], accounts[second], 1
     return rows
 

@@ -23,6 +23,7 @@ from locust import FastHttpUser, between, events, task
 
 from loadtests import traffic
 from storage import ids
+from storage.events import SLOTS
 
 SCOPES: Final = "ledger:operate ledger:fund ledger:read ledger:write"
 MERCHANTS: Final = 3
@@ -66,9 +67,9 @@ def _signed_token() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def new_id() -> str:
-    """A fresh UUIDv7 as text."""
-    return ids.text(ids.uuid7(time.time_ns() // 1_000_000))
+def new_id(payer: str = "0") -> str:
+    """A fresh UUIDv7 as text, in the slot of the account that pays (or gets a deposit)."""
+    return ids.text(ids.in_slot(ids.uuid7(time.time_ns() // 1_000_000), int(payer) % SLOTS))
 
 
 class Person(FastHttpUser):  # type: ignore[misc, unused-ignore] # Locust's types are not always found
@@ -113,7 +114,7 @@ class Person(FastHttpUser):  # type: ignore[misc, unused-ignore] # Locust's type
         if made is None:
             raise RuntimeError("no account could be opened")
         account: str = made["id"]
-        body = {"id": new_id(), "account": account, "amount": START}
+        body = {"id": new_id(account), "account": account, "amount": START}
         if self.call("POST", "/v1/deposits", "/v1/deposits", body) is None:
             raise RuntimeError("no deposit could be made")
         TOWN.accounts.append(account)
@@ -122,7 +123,7 @@ class Person(FastHttpUser):  # type: ignore[misc, unused-ignore] # Locust's type
     def pay(self, debit: str, credit: str, kind: str, **more: Any) -> Transfer | None:
         """Send a transfer; remember it when it happened."""
         amount = self.dice.randint(1, 500)
-        body = {"id": new_id(), "debit_account": debit, "credit_account": credit, "amount": amount, **more}
+        body = {"id": new_id(debit), "debit_account": debit, "credit_account": credit, "amount": amount, **more}
         made = self.call("POST", "/v1/transfers", f"/v1/transfers ({kind})", body)
         if made is not None:
             self.sent.append(body)
@@ -174,7 +175,7 @@ class Person(FastHttpUser):  # type: ignore[misc, unused-ignore] # Locust's type
         """A refund of the whole amount, once."""
         if self.sent:
             original = self.sent.popleft()
-            body = {"id": new_id(), "amount": original["amount"]}
+            body = {"id": new_id(original["credit_account"]), "amount": original["amount"]}
             path = f"/v1/transfers/{original['id']}/refunds"
             self.call("POST", path, "/v1/transfers/{id}/refunds", body, fresh=True)
 
@@ -193,7 +194,8 @@ class Person(FastHttpUser):  # type: ignore[misc, unused-ignore] # Locust's type
     @task(2)
     def pay_in(self) -> None:
         """A deposit."""
-        body = {"id": new_id(), "account": self.dice.choice(self.own), "amount": self.dice.randint(100, 100_000)}
+        account = self.dice.choice(self.own)
+        body = {"id": new_id(account), "account": account, "amount": self.dice.randint(100, 100_000)}
         self.call("POST", "/v1/deposits", "/v1/deposits", body)
 
     @task(1)

@@ -1,6 +1,7 @@
 """Ready request bytes for the load generator: single transfers, batches, accounts, deposits.
 
-Everything that stays the same is formatted once; a request splices in a fresh UUIDv7, two accounts and an amount.
+Everything that stays the same is formatted once; a request splices in a fresh UUIDv7 that ends in its payer's slot, two
+accounts and an amount.
 Choices (pairs, amounts, people) are seeded, ids are not: an id must never come twice in the life of a ledger.
 """
 
@@ -11,6 +12,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +20,8 @@ import numpy.typing as npt
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from storage.events import SLOTS
 
 JSON: Final = "application/json"
 ARROW: Final = "application/vnd.apache.arrow.stream"
@@ -49,13 +53,20 @@ def repeat(request_bytes: bytes) -> Iterator[bytes]:
 
 
 def ids() -> Iterator[bytes]:
-    """Fresh UUIDv7s as text, their time at most some thousand ids old."""
+    """Fresh UUIDv7s as text but for the last three digits, which `slot` gives; their time at most some thousand ids
+    old."""
     while True:
         now = f"{time.time_ns() // 1_000_000:012x}"
         head = f"{now[:8]}-{now[8:]}-7".encode()
-        digits = os.urandom(9 * _BLOCK).hex().encode()
-        for at in range(0, 18 * _BLOCK, 18):
-            yield b"%b%b-8%b-%b" % (head, digits[at : at + 3], digits[at + 3 : at + 6], digits[at + 6 : at + 18])
+        digits = os.urandom(8 * _BLOCK).hex().encode()
+        for at in range(0, 16 * _BLOCK, 16):
+            yield b"%b%b-8%b-%b" % (head, digits[at : at + 3], digits[at + 3 : at + 6], digits[at + 6 : at + 15])
+
+
+@lru_cache(maxsize=1 << 20)
+def slot(account: bytes) -> bytes:
+    """The last three digits of the id of what this account pays (or gets as a deposit)."""
+    return b"%03x" % (int(account) % SLOTS)
 
 
 def random_pairs(accounts: Sequence[str], seed: int) -> Pairs:
@@ -81,20 +92,21 @@ def hot_pairs(accounts: Sequence[str], seed: int) -> Pairs:
 def transfers(host: str, token: str, pairs: Pairs, path: str = "/v1/transfers") -> Iterator[bytes]:
     """POSTs of 1 to 9 centavos between `pairs`, for ever."""
     head = _head("POST", path, host, token)
-    body = b'{"id":"%b","debit_account":"%b","credit_account":"%b","amount":%d}'
+    body = b'{"id":"%b%b","debit_account":"%b","credit_account":"%b","amount":%d}'
     amounts = itertools.cycle(range(1, 10))
     for id_, (debit, credit), amount in zip(ids(), pairs, amounts, strict=False):
-        text = body % (id_, debit, credit, amount)
+        text = body % (id_, slot(debit), debit, credit, amount)
         yield head % len(text) + text
 
 
 def json_batches(host: str, token: str, accounts: Sequence[str], *, rows: int, batches: int, seed: int) -> list[bytes]:
     """`batches` requests of `rows` transfers each, as JSON."""
     pairs, fresh = random_pairs(accounts, seed), ids()
-    row = b'{"id":"%b","debit_account":"%b","credit_account":"%b","amount":1}'
+    row = b'{"id":"%b%b","debit_account":"%b","credit_account":"%b","amount":1}'
+    some = (itertools.islice(pairs, rows) for _ in range(batches))
     bodies = (
-        b'{"transfers":[%b]}' % b",".join(row % (next(fresh), *next(pairs)) for _ in range(rows))
-        for _ in range(batches)
+        b'{"transfers":[%b]}' % b",".join(row % (next(fresh), slot(debit), debit, credit) for debit, credit in between)
+        for between in some
     )
     return [request("POST", "/v1/transfers/batch", host, token, body) for body in bodies]
 
@@ -111,10 +123,11 @@ def arrow_batches(host: str, token: str, accounts: Sequence[str], *, rows: int, 
 
 def _arrow_body(rng: np.random.Generator, accounts: npt.NDArray[np.uint64], rows: int) -> bytes:
     debits, credits_ = _different(rng, len(accounts), rows)
+    payers = accounts[debits]
     batch = pa.record_batch(
         {
-            "id": pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), rows, [None, pa.py_buffer(id_block(rows))]),
-            "debit_account": accounts[debits],
+            "id": pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), rows, [None, pa.py_buffer(id_block(payers))]),
+            "debit_account": payers,
             "credit_account": accounts[credits_],
             "amount": np.ones(rows, np.int64),
         }
@@ -126,12 +139,16 @@ def _arrow_body(rng: np.random.Generator, accounts: npt.NDArray[np.uint64], rows
     return body
 
 
-def id_block(rows: int) -> bytes:
-    """`rows` fresh UUIDv7s, 16 bytes each."""
+def id_block(payers: npt.NDArray[np.uint64]) -> bytes:
+    """Fresh UUIDv7s, 16 bytes each, in the slots of the accounts that pay (or get deposits): (n,)."""
+    rows = len(payers)
     block = np.frombuffer(bytearray(os.urandom(16 * rows)), np.uint8).reshape(rows, 16)
     block[:, :6] = np.frombuffer((time.time_ns() // 1_000_000).to_bytes(6, "big"), np.uint8)
     block[:, 6] = block[:, 6] & 0x0F | 0x70
     block[:, 8] = block[:, 8] & 0x3F | 0x80
+    slots = payers % np.uint64(SLOTS)
+    block[:, 14] = block[:, 14] & 0xF0 | (slots >> np.uint64(8)).astype(np.uint8)
+    block[:, 15] = (slots & np.uint64(0xFF)).astype(np.uint8)
     return block.tobytes()
 
 
@@ -182,12 +199,12 @@ def people(seed: int) -> Iterator[dict[str, Any]]:
 def openings(host: str, token: str, count: int, seed: int) -> Iterator[bytes]:
     """POSTs that open `count` accounts, each of another person."""
     for id_, owner in zip(ids(), itertools.islice(people(seed), count), strict=False):
-        body = orjson.dumps({"id": id_.decode(), "owner": owner})
+        body = orjson.dumps({"id": f"{id_.decode()}000", "owner": owner})
         yield request("POST", "/v1/accounts", host, token, body)
 
 
 def deposits(host: str, token: str, accounts: Iterable[str], amount: int) -> Iterator[bytes]:
     """POSTs that pay `amount` centavos into each account."""
     for id_, account in zip(ids(), accounts, strict=False):
-        body = orjson.dumps({"id": id_.decode(), "account": account, "amount": amount})
+        body = orjson.dumps({"id": (id_ + slot(account.encode())).decode(), "account": account, "amount": amount})
         yield request("POST", "/v1/deposits", host, token, body)

@@ -39,7 +39,7 @@ def uuid7(now_ms: int) -> Id:
 def derive(*parts: str, key: bytes = b"") -> Id:
     """The UUIDv8 that stands for `parts`, such as (sub, idempotency key): equal parts, equal id. Without the ledger's
     `key`, up to 64 bytes, nobody can tell the id of somebody else's parts."""
-    digest = hashlib.blake2b(digest_size=16, key=key)
+    digest = hashlib.blake2b(digest_size=16, key=key, person=b"razao.id")
     for part in parts:
         data = part.encode()
         digest.update(len(data).to_bytes(4, "big"))

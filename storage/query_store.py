@@ -29,7 +29,7 @@ from storage.events import AccountStatus, Code, Kind
 from storage.ids import Id
 from storage.listening import Ear
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Of the tables. A store of another version is dropped by `create`, and the projector fills it again."""
 
 _SCHEMA: Final = (Path(__file__).parent / "query_store.sql").read_text()
@@ -75,17 +75,19 @@ OUTCOME: Final = np.dtype(
     [
         ("at", np.int64),
         ("position", np.int64),
-        ("id", np.uint64, 2),
+        ("sent_at", np.int64),
         ("payer", np.int16),
         ("partition", np.int16),
         ("code", np.int16),
     ]
 )
+"""How a payment ended that left its shard. The payer's partition and the stamp of the debit name it, not its id."""
 
 ENTRY: Final = np.dtype(
     [
         ("account", np.uint64),
         ("at", np.int64),
+        ("sent_at", np.int64),
         ("position", np.int64),
         ("amount", np.int64),
         ("balance", np.int64),
@@ -159,7 +161,10 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """A transfer, deposit, withdrawal, hold, refund, post or void with all that followed, as of the projection."""
+    """A transfer, deposit, withdrawal, hold, refund, post or void with all that followed, as of the projection.
+
+    `partition` and `at` name it for ever; its id may be used again once it is forgotten.
+    """
 
     id: Id
     partition: int
@@ -239,11 +244,8 @@ WITH found AS (
     SELECT * FROM query.transfers WHERE ref = $1 AND id <> $1
 )
 SELECT found.*, ended.code AS outcome, ended.at AS outcome_at
-FROM found LEFT JOIN LATERAL (
-    SELECT code, at FROM query.outcomes
-    WHERE found.code = 1 AND outcomes.id = found.id AND outcomes.payer = found.partition
-    ORDER BY at LIMIT 1
-) AS ended ON true
+FROM found LEFT JOIN query.outcomes AS ended
+    ON found.code = 1 AND ended.payer = found.partition AND ended.sent_at = found.at
 ORDER BY found.at
 """
 
@@ -340,7 +342,7 @@ class QueryStore:
             await self._wait(self._waiting, positions, deadline)
 
     async def settled_transfer(self, id_: Id, deadline: float) -> list[Transfer]:
-        """`transfer`, once none of them is in flight any more.
+        """`transfer`, once no use of the id is in flight any more.
 
         Raises:
             NotYetProjected: one still is at the deadline.
@@ -403,13 +405,12 @@ class QueryStore:
     # -- reading --------------------------------------------------------------------------------------------------
 
     async def transfer(self, id_: Id) -> list[Transfer]:
-        """Everything that carries this id, oldest first: payers on different shards may have used the same one."""
+        """Each use of this id with what followed that very one, the newest last: that is the one the id now means."""
         rows = await self.pool.fetch(_TRANSFERS, uuid.UUID(int=id_[0] << 64 | id_[1]))
         principals = [row for row in rows if _id(row["id"]) == id_ and row["kind"] != Kind.EXPIRE]
         followers = [row for row in rows if row["ref"] is not None and _id(row["ref"]) == id_]
         following: list[list[Any]] = [[] for _ in principals]
         for row in followers:
-            # A derived id may be used again once its window is over: the newest it can mean is meant.
             for original, group in zip(reversed(principals), reversed(following), strict=True):
                 if _follows(row, original):
                     group.append(row)
@@ -510,11 +511,14 @@ def _id(value: uuid.UUID) -> Id:
 
 
 def _follows(row: Any, original: Any) -> bool:
-    """Whether `row`, which refers to the id of `original`, means this one and not its namesake on another shard."""
+    """Whether `row`, which refers to the id of `original`, may mean this use of it; of several it means the newest.
+
+    A refund says whose stamp. What ends a hold means the one that lived: no two of one id live at the same time.
+    """
     if row["kind"] == Kind.REFUND:
-        accounts = row["debit"] == original["credit"] and row["credit"] == original["debit"]
-        return bool(accounts and row["ref_at"] == original["at"])
-    return bool(row["partition"] == original["partition"] and row["at"] > original["at"])
+        return bool(row["ref_at"] == original["at"])
+    held = original["kind"] == Kind.HOLD and original["code"] == Code.OK
+    return bool(held and row["partition"] == original["partition"] and row["at"] > original["at"])
 
 
 def _final(row: Any) -> Code:

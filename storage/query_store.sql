@@ -5,6 +5,9 @@
 -- in its partition and an account lives in one partition, so (account, at) names an entry, and an event that was
 -- projected twice could not get past that unique index.
 --
+-- An id may come again once it is forgotten, and is then another transfer in every respect. So (partition, at) is what
+-- names a transfer for ever: what became of it, and what gives it back, is tied to that and never to an id alone.
+--
 -- Two indexes carry the load, and both are plain B-trees: one on the ids, nearly ordered by time because ids are
 -- UUIDv7, and one on (account, at), into which every chunk goes sorted by account. BRIN would cost less to fill but
 -- answers neither question (ids of old and new mix, accounts are everywhere in the heap).
@@ -41,22 +44,24 @@ CREATE TABLE query.transfers (
 CREATE INDEX transfers_id ON query.transfers (id);
 CREATE INDEX transfers_ref ON query.transfers (ref) WHERE ref IS NOT NULL;
 
--- How money that left its shard ended: the payee's answer, or its return.
+-- How money that left its shard ended: it was taken, as the payee's partition says, or is back, as the payer's own does.
+-- A refusal alone is no end: until the return is in the journal the payer lacks the money.
 CREATE TABLE query.outcomes (
     at bigint NOT NULL,
     position bigint NOT NULL,
-    id uuid NOT NULL,
-    payer smallint NOT NULL,            -- partition of the payer: (id, payer) names the row in transfers
+    sent_at bigint NOT NULL,            -- `at` of the debit: (payer, sent_at) names the row in transfers
+    payer smallint NOT NULL,            -- partition of the payer
     partition smallint NOT NULL,        -- partition whose journal says so
     code smallint NOT NULL
 );
 
-CREATE INDEX outcomes_id ON query.outcomes (id);
+CREATE UNIQUE INDEX outcomes_sent ON query.outcomes (payer, sent_at);
 
 -- What each event did to an account, with its balances afterwards. An amount of 0 changed only what is pending.
 CREATE TABLE query.entries (
     account bigint NOT NULL,
     at bigint NOT NULL,
+    sent_at bigint NOT NULL,            -- of money between shards: `at` of the debit; else `at`
     position bigint NOT NULL,
     amount bigint NOT NULL,             -- credit positive, debit negative
     balance bigint NOT NULL,
@@ -105,17 +110,17 @@ CREATE TABLE query.published (
 -- nor is a refusal because the account in question is unknown (11, 12). The conditions stand outside the union, because
 -- within they would keep PostgreSQL from reading its parts in the order of their indexes.
 CREATE VIEW query.happened AS
-SELECT partition, at, side, position, account, kind, transfer, amount, other, balance, pending, code
+SELECT partition, at, side, sent_at, position, account, kind, transfer, amount, other, balance, pending, code
 FROM (
-    SELECT partition, at, (amount > 0 AND kind <> 22)::int AS side, position, account, kind, transfer,
+    SELECT partition, at, (amount > 0 AND kind <> 22)::int AS side, sent_at, position, account, kind, transfer,
            abs(amount) AS amount, other, balance, pending, NULL::smallint AS code, kind NOT BETWEEN 200 AND 299 AS told
     FROM query.entries
     UNION ALL
-    SELECT partition, at, 0, position, account, kind, NULL::uuid, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint,
-           NULL::smallint, true
+    SELECT partition, at, 0, at, position, account, kind, NULL::uuid, NULL::bigint, NULL::bigint, NULL::bigint,
+           NULL::bigint, NULL::smallint, true
     FROM query.account_changes
     UNION ALL
-    SELECT partition, at, (debit < 1024)::int, position, CASE WHEN debit < 1024 THEN credit ELSE debit END, kind,
+    SELECT partition, at, (debit < 1024)::int, at, position, CASE WHEN debit < 1024 THEN credit ELSE debit END, kind,
            CASE WHEN kind IN (14, 15) THEN ref ELSE id END, amount, CASE WHEN debit < 1024 THEN debit ELSE credit END,
            NULL::bigint, NULL::bigint, code,
            code >= 10 AND greatest(debit, credit) >= 1024 AND code <> 11 + (debit < 1024)::int
@@ -123,7 +128,8 @@ FROM (
 ) AS every
 WHERE told;
 
--- The whole of it: what an entry of no amount is about, why money came back, what a refund gives back.
+-- The whole of it: what an entry of no amount is about, why money came back, what a refund gives back. The row that says
+-- so is found by the id, or by that of its hold, but it is the stamp that tells it from its namesakes.
 CREATE FUNCTION query.told(happened query.happened)
 RETURNS TABLE (
     partition smallint, at bigint, side integer, "position" bigint, account bigint, type text, transfer uuid,
@@ -144,22 +150,18 @@ SELECT happened.partition, happened.at, happened.side, happened.position, happen
        happened.other, happened.balance, happened.pending,
        CASE happened.kind WHEN 22 THEN (
            SELECT o.code FROM query.outcomes AS o
-           WHERE o.id = cause.id AND o.partition = happened.partition AND o.at = happened.at
+           WHERE o.payer = happened.partition AND o.sent_at = happened.sent_at
        ) ELSE happened.code END,
        CASE happened.kind WHEN 13 THEN cause.expires_at END,
        CASE WHEN cause.kind = 17 AND happened.side = 0 THEN cause.ref END
 FROM (SELECT) AS one LEFT JOIN LATERAL (
-    SELECT * FROM (
-        SELECT t.id, t.kind, t.amount, t.ref, t.expires_at, t.at FROM query.transfers AS t
-        WHERE happened.code IS NULL AND happened.kind IN (13, 17, 22, 312, 317) AND t.id = happened.transfer
-              AND t.partition = happened.partition AND t.at <= happened.at
-              AND (t.kind = 13 AND happened.kind = 13 OR t.kind IN (12, 17) AND t.code <= 1)
-        UNION ALL
-        SELECT t.id, t.kind, t.amount, NULL, NULL, t.at FROM query.transfers AS t
-        WHERE happened.code IS NULL AND happened.kind IN (15, 16, 22, 314) AND t.ref = happened.transfer
-              AND t.partition = happened.partition AND t.at <= happened.at AND t.code <= 1
-              AND (t.kind = happened.kind OR t.kind = 14 AND happened.kind IN (22, 314))
-    ) AS named ORDER BY named.at DESC LIMIT 1
+    SELECT t.kind, t.amount, t.ref, t.expires_at FROM query.transfers AS t
+    WHERE happened.code IS NULL AND happened.kind IN (13, 17, 22, 312, 317) AND t.id = happened.transfer
+          AND t.partition = happened.partition AND t.at = happened.sent_at
+    UNION ALL
+    SELECT t.kind, t.amount, NULL, NULL FROM query.transfers AS t
+    WHERE happened.code IS NULL AND happened.kind IN (15, 16, 22, 314) AND t.ref = happened.transfer
+          AND t.partition = happened.partition AND t.at = happened.sent_at
 ) AS cause ON true
 $$;
 

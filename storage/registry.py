@@ -28,11 +28,11 @@ SELECT pg_advisory_xact_lock(7307501);
 CREATE SCHEMA IF NOT EXISTS people;
 CREATE TABLE IF NOT EXISTS people.owners (
     account bigint PRIMARY KEY,
-    event uuid NOT NULL UNIQUE,         -- id of the event that opens the account
+    event uuid NOT NULL UNIQUE,         -- id by which the request to open the account is known
     sub text NOT NULL,
     tax_id text NOT NULL,
     name text NOT NULL,
-    digest bytea NOT NULL,              -- of the whole request: same event id, other content is a conflict
+    digest bytea NOT NULL,              -- of the whole request: same id, other content is a conflict
     created_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX IF NOT EXISTS owners_sub ON people.owners (sub, account);
@@ -53,7 +53,7 @@ def slot(key: bytes, tax_id: str) -> int:
 
 
 def account_id(event_id: Id, account_slot: int) -> int:
-    """The id of the account that the event `event_id` opens in a slot: 1024 <= id < 2^63."""
+    """The id of the account that the request known as `event_id` opens in a slot: 1024 <= id < 2^63."""
     digest = blake2b(event_id[0].to_bytes(8, "big") + event_id[1].to_bytes(8, "big"), digest_size=8).digest()
     unique = int.from_bytes(digest, "big") >> (64 - _HASH_BITS)
     return (unique or 1) << _SLOT_BITS | account_slot

@@ -6,35 +6,41 @@ import pytest
 
 from actors import ledger
 from actors.comparison import compare
-from actors.projection import replay
+from actors.recovery import Replay, Windows
 from storage import record
 from storage.events import FIRST_ACCOUNT, Code
 from storage.journal.postgres import PostgresJournal
 from storage.query_store import QueryStore
 from storage.snapshots import SnapshotStore
-from tests.actors.projection_history import PARTITIONS, SMALL, History
-from tests.actors.test_projection import KEY, Log, journal, log, projecting, snapshots, store, written
+from tests.actors.projection_history import FORGETFUL, KEY, PARTITIONS, History
+from tests.actors.test_projection import DEFAULT, Log, journal, log, projecting, snapshots, store, written
 
 __all__ = ["journal", "log", "snapshots", "store"]
 
 
-async def replayed(journal: PostgresJournal, partition: int, until: int | None = None) -> tuple[ledger.Book, int]:
-    book = ledger.new_book(partition, PARTITIONS, capacity=SMALL)
+async def replayed(
+    journal: PostgresJournal, partition: int, until: int | None = None, windows: Windows = DEFAULT
+) -> tuple[ledger.Book, int]:
+    replaying = Replay.from_start(partition, PARTITIONS, windows, KEY)
     reader = record.Reader(journal, partition, KEY)
-    async for one in reader.records(until):
-        replay(book, one)
-    return book, reader.position.offset
+    async for entry in reader.entries(until):
+        if isinstance(entry, record.Opened):
+            replaying.opened(entry)
+        else:
+            replaying.apply(entry)
+    return replaying.book, reader.position.offset
 
 
+@pytest.mark.parametrize("windows", [DEFAULT, FORGETFUL], ids=["", "ids come again"])
 async def test_what_was_projected_agrees_also_when_the_store_is_further(
-    journal: PostgresJournal, log: Log, store: QueryStore, snapshots: SnapshotStore
+    journal: PostgresJournal, log: Log, store: QueryStore, snapshots: SnapshotStore, windows: Windows
 ) -> None:
-    await written(History(1), log, steps=80)
-    async with projecting(journal, store, snapshots) as projection:
+    await written(History(1, windows=windows), log, steps=80)
+    async with projecting(journal, store, snapshots, windows) as projection:
         await projection.catch_up()
     for partition in range(PARTITIONS):
         for until in (None, 30, 1, 0):
-            book, offset = await replayed(journal, partition, until)
+            book, offset = await replayed(journal, partition, until, windows)
             assert await compare(store, book, partition, offset) == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,32 +16,35 @@ import pytest
 
 from actors import ledger
 from actors.projection import Limits, Projection
+from actors.recovery import Windows
 from storage import record
 from storage.events import Code, Kind
-from storage.journal import Corrupt, Writer
+from storage.journal import Corrupt, Journal, Writer
 from storage.journal.postgres import PostgresJournal
 from storage.listening import is_gone
 from storage.query_store import Chunk, Overtaken, QueryStore
 from storage.snapshots import SnapshotStore
-from tests.actors.projection_history import PARTITIONS, SMALL, UTC_OFFSET_S, History, Recorded
+from tests.actors.projection_history import FORGETFUL, KEY, PARTITIONS, SMALL, UTC_OFFSET_S, History, Recorded
 
-KEY = b"k" * 32
+__all__ = ["KEY"]
+
+DEFAULT = Windows()
 TABLES = ("transfers", "outcomes", "entries", "account_changes")
 
 
 class Log:
     """Writes a history's records into a journal as shards would."""
 
-    def __init__(self, journal: PostgresJournal) -> None:
+    def __init__(self, journal: Journal) -> None:
         self.journal = journal
         self._readers = {p: record.Reader(journal, p, KEY) for p in range(PARTITIONS)}
         self._writers: dict[int, Writer] = {}
 
-    async def open(self, partition: int) -> None:
+    async def open(self, partition: int, *, rules: int = ledger.RULES, capacity: ledger.Capacity = SMALL) -> None:
         """A new writer takes the partition over."""
         if partition in self._writers:
             await self._writers[partition].close()
-        payload = record.encode_open(partition, {"name": "test"})
+        payload = record.encode_open(partition, {"name": "test"}, rules=rules, capacity=capacity._asdict())
         self._writers[partition] = await self.journal.open(partition, payload)
         async for _ in self._readers[partition].records():
             pass
@@ -97,12 +101,13 @@ def snapshots(tmp_path: Path) -> SnapshotStore:
 
 @asynccontextmanager
 async def projecting(
-    journal: PostgresJournal, store: QueryStore, snapshots: SnapshotStore, **limits: Any
+    journal: PostgresJournal, store: QueryStore, snapshots: SnapshotStore, windows: Windows = DEFAULT, **limits: Any
 ) -> AsyncIterator[Projection]:
     """An open projection; leaving it is a crash: whatever was under way is dropped."""
     projection = Projection(
-        journal, store, snapshots, chain_key=KEY, capacity=SMALL, limits=Limits(**{"chunk_rows": 40, **limits})
-    )
+        journal, store, snapshots, chain_key=KEY, windows=windows,
+        limits=Limits(**{"chunk_rows": 40, **limits}),
+    )  # fmt: skip
     try:
         await projection.open()
         yield projection
@@ -134,8 +139,10 @@ async def as_the_history_says(store: QueryStore, history: History) -> None:
                 if us >= at // 1000:
                     assert found is not None, (account, us)
                     assert (found.posted, found.pending) == (posted, pending), (account, us, at)
-    for id_, known in history.known.items():
-        (told,) = [one for one in await store.transfer(id_) if one.partition == known.partition and one.at == known.at]
+    for known in history.known.values():
+        uses = await store.transfer(known.id)
+        assert [use.at for use in uses] == sorted(use.at for use in uses)
+        (told,) = [use for use in uses if (use.partition, use.at) == (known.partition, known.at)]
         said = (told.kind, str(told.status), told.debit, told.credit, told.amount, told.refunded_amount)
         assert said == (known.kind, known.status, known.debit, known.credit, known.amount, known.refunded), known
         assert told.note == known.note
@@ -180,6 +187,27 @@ async def test_histories_reach_every_way_that_a_transfer_can_end(
     assert {Code.IN_FLIGHT, Code.LINKED_FAILED} <= history.codes
 
 
+@pytest.mark.parametrize("seed", [4, 5])
+async def test_a_namesake_is_another_transfer_in_every_respect(
+    journal: PostgresJournal, log: Log, store: QueryStore, snapshots: SnapshotStore, seed: int
+) -> None:
+    """Ids are used again while the payment, the hold or the refund that they named before is not yet at its end."""
+    history = History(seed, windows=FORGETFUL)
+    async with projecting(journal, store, snapshots, FORGETFUL) as projection:
+        for _ in range(3):
+            await written(history, log, steps=60, drain=False)
+            await projection.catch_up()
+            await as_the_history_says(store, history)
+        await log.write(history.drain())
+        await projection.catch_up()
+    await as_the_history_says(store, history)
+    uses = Counter(known.id for known in history.known.values())
+    assert sum(count > 1 for count in uses.values()) > 20
+    assert history.overtaken >= 5
+    refunded = [known.original for known in history.known.values() if known.original is not None]
+    assert any(original.refunded and uses[original.id] > 1 for original in refunded)
+
+
 async def written(history: History, log: Log, *, steps: int, drain: bool = True) -> History:
     for _ in range(steps):
         await log.write(history.step())
@@ -210,7 +238,7 @@ async def test_a_crash_between_any_two_steps_loses_nothing_and_doubles_nothing(
     while not done or crashes <= 2:
         if done:  # a slow machine gets further between two steps: begin again until enough was cut short
             await store.reset()
-        limits = {"chunk_rows": chance.choice([1, 7, 60]), "snapshot_records": chance.choice([3, 20])}
+        limits: dict[str, Any] = {"chunk_rows": chance.choice([1, 7, 60]), "snapshot_records": chance.choice([3, 20])}
         try:
             async with projecting(journal, store, snapshots, **limits) as projection:
                 work = asyncio.create_task(projection.catch_up())
@@ -475,7 +503,7 @@ async def test_two_projections_at_once_still_project_everything_once(
     await written(History(91), log, steps=60)
     wanted = await undisturbed(journal, store, tmp_path / "other")
     await store.create()
-    limits = {"chunk_rows": 5, "poll_s": (0.001, 0.01)}
+    limits: dict[str, Any] = {"chunk_rows": 5, "poll_s": (0.001, 0.01)}
     async with (
         projecting(journal, store, snapshots, **limits) as one,
         projecting(journal, store, snapshots, **limits) as two,

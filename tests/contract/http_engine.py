@@ -15,7 +15,7 @@ import asyncpg
 from actors.frames import FrameType
 from actors.ledger import Capacity
 from actors.projection import Projection
-from actors.recovery import Recovery
+from actors.recovery import Recovery, Windows
 from actors.shard import Shard
 from actors.shard_client import ShardClient
 from actors.shard_server import ShardServer
@@ -64,8 +64,10 @@ def new_database(server: PostgresServer, name: str) -> str:
 class Engine:
     """Everything on one event loop in a thread of its own, so that tests can be plain functions."""
 
-    def __init__(self, dsn: str, directory: Path, **settings: Any) -> None:
-        self._dsn = dsn
+    def __init__(self, dsn: str, directory: Path, *, windows: Windows | None = None, **settings: Any) -> None:
+        """`windows`: how long what is remembered; `settings`: of the application's `Services`."""
+        self.dsn = dsn
+        self._windows = Windows() if windows is None else windows
         self._directory = directory
         self._settings = settings
         self._started = threading.Event()
@@ -124,9 +126,9 @@ class Engine:
                 await end()
 
     async def _start_parts(self, ends: list[Callable[[], Coroutine[Any, Any, Any]]]) -> None:
-        pool = await asyncpg.create_pool(self._dsn, min_size=1, max_size=8)
+        pool = await asyncpg.create_pool(self.dsn, min_size=1, max_size=8)
         ends.append(pool.close)
-        journal = PostgresJournal(self._dsn)
+        journal = PostgresJournal(self.dsn)
         ends.append(journal.close)
         await journal.create(PARTITIONS)
         store, registry = QueryStore(pool), Registry(pool)
@@ -138,7 +140,7 @@ class Engine:
             await self.start_shard(partition)
             ends.append(partial(self.stop_shard, partition))
         snapshots = SnapshotStore(self._directory / "snapshots", _CHAIN_KEY)
-        projection = Projection(journal, store, snapshots, chain_key=_CHAIN_KEY, capacity=CAPACITY)
+        projection = Projection(journal, store, snapshots, chain_key=_CHAIN_KEY, windows=self._windows)
         projecting = asyncio.create_task(projection.run())
 
         async def end_projection() -> None:
@@ -165,7 +167,7 @@ class Engine:
         peers = ShardClient(self._transport(), PARTITIONS, events=FrameType.LEGS)
         recovery = Recovery(
             partition, PARTITIONS, journal=self._journal, snapshots=None, chain_key=_CHAIN_KEY, name=name,
-            capacity=CAPACITY, known_dead=lambda _: True,
+            capacity=CAPACITY, windows=self._windows,
         )  # fmt: skip
         shard = Shard(recovery, peers, on_fatal=self.fatal.append)
         await shard.start()

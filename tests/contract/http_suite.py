@@ -24,6 +24,7 @@ import pytest
 
 from cluster.demo import invented_cpf
 from storage import ids
+from storage.events import SLOTS
 from tests.contract.http_engine import LiveEngine
 
 READ_WRITE: Final = "ledger:read ledger:write"
@@ -32,9 +33,15 @@ AMOUNT_MAX: Final = 2**63 - 1
 TAX_IDS: Final = ("12345678909", "52998224725", "11144477735", "39053344705", "15350946056", "12ABC34501DE35")
 
 
-def new_id(age_s: float = 0.0) -> str:
-    """A UUIDv7, made `age_s` ago."""
-    return ids.text(ids.uuid7(int((time.time() - age_s) * 1000)))
+def new_id(account: str | None = None, age_s: float = 0.0) -> str:
+    """A UUIDv7, made `age_s` ago; in the slot of `account`, which pays, if it is given."""
+    made = ids.uuid7(int((time.time() - age_s) * 1000))
+    return ids.text(made if account is None else ids.in_slot(made, int(account) % SLOTS))
+
+
+def nobody_beside(account: str, *, apart: bool) -> str:
+    """The number of an account that there is not, on another of two shards than `account`, or on the same one."""
+    return str((2**52 + 1) * SLOTS + (int(account) + apart) % 2)
 
 
 class Caller:
@@ -352,7 +359,7 @@ class HttpSuite:
         owner, account = world.person(10_000, limits={"per_transfer": 700, "daily": 1000})
         _, other = world.person()
         assert owner.post("/v1/transfers", transfer(account, other, 600)).status_code == 201
-        body = transfer(account, other, 500, id=new_id())
+        body = transfer(account, other, 500, id=new_id(account))
         first = owner.post("/v1/transfers", body)
         problem = refused(first, 422, "limit-exceeded")
         assert (problem["limit"], problem["left"], problem["id"]) == ("daily", 400, body["id"])
@@ -370,7 +377,7 @@ class HttpSuite:
         """Within a shard and across."""
         owner, account = world.person(1000)
         friend, other = world.person_elsewhere(account, apart=apart)
-        id_ = new_id()
+        id_ = new_id(account)
         more = {"description": "Almoço: 2x", "metadata": {"b": [1, {"c": None}], "a": "ü"}}
         answer = owner.post("/v1/transfers", transfer(account, other, 300, id=id_, **more))
         assert answer.status_code == 201, answer.text
@@ -392,7 +399,7 @@ class HttpSuite:
         """Same status, same body; marked; and nothing moves twice."""
         owner, account = world.person(1000)
         _, other = world.person_elsewhere(account, apart=apart)
-        body = transfer(account, other, 300, id=new_id(), description="x", metadata={"k": 1})
+        body = transfer(account, other, 300, id=new_id(account), description="x", metadata={"k": 1})
         first = owner.post("/v1/transfers", body)
         again = owner.post("/v1/transfers", body)
         assert (again.status_code, again.content) == (first.status_code, first.content)
@@ -414,7 +421,7 @@ class HttpSuite:
         owner, account = world.person(1000)
         _, other = world.person_elsewhere(account, apart=False)
         _, third = world.person_elsewhere(account, apart=False)
-        body = transfer(account, other, 300, id=new_id(), description="x", metadata={"k": 1})
+        body = transfer(account, other, 300, id=new_id(account), description="x", metadata={"k": 1})
         assert owner.post("/v1/transfers", body).status_code == 201
         if "credit_account" in change:
             change = {"credit_account": third}
@@ -438,19 +445,136 @@ class HttpSuite:
         assert owner.balance(account)[0] == 701
         assert owner.get(f"/v1/transfers/{first.json()['id']}").json()["status"] == "settled"
 
-    def test_id_and_idempotency_key_together_must_be_equal(self, world: World) -> None:
-        """400 otherwise."""
+    def test_id_and_idempotency_key_together_must_name_the_same(self, world: World) -> None:
+        """The key is the id, or gives it; 400 otherwise."""
         owner, account = world.person(1000)
         _, other = world.person()
-        id_ = new_id()
+        id_ = new_id(account)
         refused(owner.post("/v1/transfers", transfer(account, other, 1, id=id_), idempotency_key="k"), 400, "malformed")
-        assert owner.post("/v1/transfers", transfer(account, other, 1, id=id_), idempotency_key=id_).status_code == 201
+        made = owner.post("/v1/transfers", transfer(account, other, 1, id=id_), idempotency_key=id_.upper())
+        assert (made.status_code, made.json()["id"]) == (201, id_)
+        given = owner.post("/v1/transfers", transfer(account, other, 2), idempotency_key="k").json()["id"]
+        again = owner.post("/v1/transfers", transfer(account, other, 2, id=given), idempotency_key="k")
+        assert (again.status_code, again.headers["idempotency-replayed"]) == (201, "true")
+        for key in ("another", given):
+            body = transfer(account, other, 2, id=given)
+            refused(owner.post("/v1/transfers", body, idempotency_key=key), 400, "malformed")
+        assert owner.balance(account)[0] == 997
+
+    def test_an_id_that_only_a_key_may_give_is_refused_without_it(self, world: World) -> None:
+        """422 invalid-id on every call, whoever sends it: keys cannot be used up, or asked for, by others."""
+        owner, account = world.person(1000)
+        thief, other = world.person(1000)
+        given = owner.post("/v1/transfers", transfer(account, other, 5), idempotency_key="k").json()["id"]
+        guessed = ids.text(ids.in_slot(ids.derive("key", owner.sub, "transfers", "next"), int(account) % SLOTS))
+        paid = thief.post("/v1/transfers", transfer(other, account, 7)).json()["id"]
+        for id_ in (given, guessed):
+            for answer in (
+                owner.post("/v1/transfers", transfer(account, other, 5, id=id_)),
+                thief.post("/v1/transfers", transfer(account, other, 5, id=id_)),
+                world.bank.post("/v1/deposits", {"account": account, "amount": 5, "id": id_}),
+                world.bank.post("/v1/withdrawals", {"account": account, "amount": 5, "id": id_}),
+                owner.post(f"/v1/transfers/{paid}/refunds", {"amount": 5, "id": id_}),
+                owner.post("/v1/accounts", {"owner": {"tax_id": TAX_IDS[0], "name": "Eva"}, "id": id_}),
+            ):
+                assert refused(answer, 422, "invalid-id")["field"] == "id"
+            rows = {"transfers": [transfer(account, other, 5), transfer(account, other, 5, id=id_)]}
+            for headers in ({}, {"idempotency_key": "k"}):
+                answer = owner.post("/v1/transfers/batch", rows, **headers)
+                assert refused(answer, 422, "invalid-id")["field"] == "transfers[1].id"
+        first = owner.post("/v1/transfers", transfer(account, other, 5), idempotency_key="next")
+        assert "idempotency-replayed" not in first.headers
+        assert first.json()["id"] != guessed
+        assert owner.balance(account)[0] == 997
+
+    def test_an_id_says_where_its_payer_lies(self, world: World) -> None:
+        """422 invalid-id otherwise, with the id that does; of a deposit the payee counts, of a refund who pays it."""
+        owner, account = world.person(1000)
+        friend, other = world.person_elsewhere(account, apart=True, amount=1000)
+        paid = owner.post("/v1/transfers", transfer(account, other, 100)).json()["id"]
+        for caller, path, body, payer in (
+            (owner, "transfers", transfer(account, other, 5), account),
+            (owner, "transfers", transfer(account, other, 5, hold=True), account),
+            (world.bank, "deposits", {"account": account, "amount": 5}, account),
+            (world.bank, "withdrawals", {"account": account, "amount": 5}, account),
+            (friend, f"transfers/{paid}/refunds", {"amount": 5}, other),
+        ):
+            for wrong in (str(int(payer) + 1), None):
+                id_ = new_id(wrong) if wrong else f"{new_id()[:-3]}fff"
+                problem = refused(caller.post(f"/v1/{path}", {**body, "id": id_}), 422, "invalid-id")
+                assert (problem["field"], problem["expected"]) == ("id", f"{id_[:-3]}{int(payer) % SLOTS:03x}")
+                assert f"{int(payer) % SLOTS:03x}" in problem["detail"]
+            made = caller.post(f"/v1/{path}", {**body, "id": problem["expected"]})
+            assert (made.status_code, made.json()["id"]) == (201, problem["expected"])
+        rows = [transfer(account, other, 1, id=new_id(account)), transfer(account, other, 1, id=new_id(other))]
+        problem = refused(owner.post("/v1/transfers/batch", {"transfers": rows}), 422, "invalid-id")
+        assert problem["field"] == "transfers[1].id"
+        assert problem["expected"] == f"{rows[1]['id'][:-3]}{int(account) % SLOTS:03x}"
+        refused(owner.get(f"/v1/transfers/{rows[0]['id']}"), 404, "unknown-transfer")
+
+    @pytest.mark.parametrize("keyed", [False, True])
+    def test_ids_that_we_make_say_where_the_payer_lies(self, world: World, keyed: bool) -> None:
+        """Of every call, and of every row of a batch; only the version tells whether a key gave it."""
+        owner, account = world.person(1000)
+        friend, other = world.person_elsewhere(account, apart=True, amount=1000)
+        key = {"idempotency_key": "k"} if keyed else {}
+        paid = owner.post("/v1/transfers", transfer(account, other, 100), **key).json()["id"]
+        refund = friend.post(f"/v1/transfers/{paid}/refunds", {"amount": 5}, **key).json()["id"]
+        deposit = world.bank.post("/v1/deposits", {"account": account, "amount": 5}, **key).json()["id"]
+        rows = [transfer(account, other, 1), transfer(other, account, 1)]
+        batch = world.bank.post("/v1/transfers/batch", {"transfers": rows}, **key).json()["results"]
+        assert [one["status"] for one in batch] == ["settled"] * 2
+        made = [(paid, account), (refund, other), (deposit, account)]
+        made += [(one["id"], row["debit_account"]) for one, row in zip(batch, rows, strict=True)]
+        for id_, payer in made:
+            assert ids.slot_of(ids.parse(id_)) == int(payer) % SLOTS
+            assert ids.version(ids.parse(id_)) == (8 if keyed else 7)
+            assert world.bank.get(f"/v1/transfers/{id_}").json()["status"] == "settled"
+
+    @pytest.mark.parametrize("apart", [False, True])
+    def test_one_key_is_another_payment_for_another_payer(self, world: World, apart: bool) -> None:
+        """With an id of its own, wherever the accounts lie; two such holds can both be ended."""
+        owner, account = world.person(1000)
+        _, other = world.person_elsewhere(account, apart=apart)
+        source = random.Random(int(account))
+        body = {"owner": {"tax_id": invented_cpf(source), "name": "Maria", "sub": owner.sub}}
+        for _ in range(40):
+            second = world.bank.post("/v1/accounts", body).json()["id"]
+            if (int(second) % 2 != int(account) % 2) == apart:
+                break
+            body["owner"]["tax_id"] = invented_cpf(source)
+        world.fund(second, 1000)
+        holds = [
+            owner.post("/v1/transfers", transfer(payer, other, 10, hold=True), idempotency_key="k").json()["id"]
+            for payer in (account, second)
+        ]
+        assert holds[0] != holds[1]
+        assert (owner.balance(account), owner.balance(second)) == ((1000, 10, 990), (1000, 10, 990))
+        refused(owner.post("/v1/transfers", transfer(account, other, 11), idempotency_key="k"), 409, "id-conflict")
+        for hold in holds:
+            assert owner.post(f"/v1/transfers/{hold}/void").json()["status"] == "voided"
+        assert (owner.balance(account), owner.balance(second)) == ((1000, 0, 1000), (1000, 0, 1000))
 
     @pytest.mark.parametrize("key", ["", "x" * 256, "tab\there"])
     def test_an_idempotency_key_out_of_form_is_malformed(self, world: World, key: str) -> None:
         """1 to 255 visible ASCII characters."""
         owner, account = world.person(1000)
         refused(owner.post("/v1/transfers", transfer(account, account, 1), idempotency_key=key), 400, "malformed")
+
+    def test_the_id_of_a_new_account_may_end_as_it_likes(self, world: World) -> None:
+        """Nobody outside can know in which slot it will lie. One id opens one account, also for another person."""
+        caller = world.caller()
+        for tax_id in TAX_IDS[:3]:
+            body = {"owner": {"tax_id": tax_id, "name": "Ana"}, "id": f"{new_id()[:-3]}fff"}
+            first = caller.post("/v1/accounts", body)
+            assert first.status_code == 201, first.text
+            again = caller.post("/v1/accounts", body)
+            assert (again.content, again.headers["idempotency-replayed"]) == (first.content, "true")
+            other = {**body, "owner": {"tax_id": TAX_IDS[3], "name": "Ana"}}
+            assert refused(caller.post("/v1/accounts", other), 409, "id-conflict")["id"] == body["id"]
+        for id_, problem in ((new_id(age_s=50 * 3600), "id-expired"), (new_id(age_s=-3600), "id-in-future")):
+            body = {"owner": {"tax_id": TAX_IDS[0], "name": "Ana"}, "id": id_}
+            assert refused(caller.post("/v1/accounts", body), 422, problem)["id"] == id_
 
     def test_without_any_id_two_equal_transfers_are_two(self, world: World) -> None:
         """Each gets an id of its own."""
@@ -472,7 +596,7 @@ class HttpSuite:
         """48 hours back, five minutes ahead."""
         owner, account = world.person(1000)
         _, other = world.person()
-        old, ahead = new_id(50 * 3600), new_id(-3600)
+        old, ahead = new_id(account, 50 * 3600), new_id(account, -3600)
         refused(owner.post("/v1/transfers", transfer(account, other, 1, id=old)), 422, "id-expired")
         refused(owner.post("/v1/transfers", transfer(account, other, 1, id=ahead)), 422, "id-in-future")
         for id_ in (old, ahead):
@@ -482,7 +606,7 @@ class HttpSuite:
         """The first answer to an id stands, also when money has come."""
         owner, account = world.person(100)
         _, other = world.person()
-        body = transfer(account, other, 101, id=new_id())
+        body = transfer(account, other, 101, id=new_id(account))
         first = owner.post("/v1/transfers", body)
         problem = refused(first, 422, "insufficient-funds")
         assert problem["id"] == body["id"]
@@ -546,7 +670,7 @@ class HttpSuite:
     def test_deposits_and_withdrawals_answer_like_transfers(self, world: World, path: str) -> None:
         """To any account, with the scope for it."""
         owner, account = world.person(1000)
-        body = {"account": account, "amount": 400, "id": new_id(), "description": "caixa"}
+        body = {"account": account, "amount": 400, "id": new_id(account), "description": "caixa"}
         answer = world.bank.post(f"/v1/{path}", body)
         assert answer.status_code == 201, answer.text
         sides = ("settlement", account) if path == "deposits" else (account, "settlement")
@@ -595,6 +719,24 @@ class HttpSuite:
         for action in ("post", "void"):
             problem = refused(owner.post(f"{path}/{action}"), 422, "not-held")
             assert problem["transfer_status"] == "posted"
+
+    @pytest.mark.parametrize("apart", [False, True])
+    @pytest.mark.parametrize("payee", ["unknown", "closed", "frozen"])
+    def test_a_hold_does_not_look_at_its_payee_and_a_post_does(self, world: World, payee: str, apart: bool) -> None:
+        """On any placement alike."""
+        owner, account = world.person(1000)
+        if payee == "unknown":
+            other, problem = nobody_beside(account, apart=apart), "unknown-account"
+        else:
+            _, other = world.person_elsewhere(account, apart=apart)
+            assert world.bank.call("PATCH", f"/v1/accounts/{other}", {"status": payee}).status_code == 200
+            problem = f"account-{payee}"
+        held = owner.post("/v1/transfers", transfer(account, other, 400, hold=True))
+        assert (held.status_code, held.json()["status"]) == (201, "held")
+        assert owner.balance(account) == (1000, 400, 600)
+        answer = owner.post(f"/v1/transfers/{held.json()['id']}/post")
+        assert refused(answer, 422, problem)["field"] == "credit_account"
+        assert owner.balance(account)[0] == 1000
 
     def test_a_hold_is_posted_whole_when_no_amount_is_named(self, world: World) -> None:
         """By an operator too."""
@@ -647,7 +789,7 @@ class HttpSuite:
         id_ = owner.post("/v1/transfers", transfer(account, other, 400)).json()["id"]
         assert refused(owner.post(f"/v1/transfers/{id_}/post"), 422, "not-held")["transfer_status"] == "settled"
         refused(world.caller().post(f"/v1/transfers/{id_}/void"), 403, "forbidden")
-        for unknown in (new_id(), "x", str(uuid.uuid4())):
+        for unknown in (new_id(account), f"{new_id()[:-3]}fff", "x", str(uuid.uuid4())):
             for action in ("post", "void"):
                 refused(owner.post(f"/v1/transfers/{unknown}/{action}"), 404, "unknown-transfer")
             refused(owner.post(f"/v1/transfers/{unknown}/refunds", {"amount": 1}), 404, "unknown-transfer")
@@ -664,7 +806,7 @@ class HttpSuite:
         path = f"/v1/transfers/{id_}/refunds"
         refused(owner.post(path, {"amount": 1}), 403, "forbidden")
         refused(world.caller().post(path, {"amount": 1}), 403, "forbidden")
-        body = {"amount": 200, "id": new_id(), "description": "volta"}
+        body = {"amount": 200, "id": new_id(other), "description": "volta"}
         first = friend.post(path, body)
         assert first.status_code == 201, first.text
         made = first.json()
@@ -674,9 +816,10 @@ class HttpSuite:
         assert again.content == first.content
         assert again.headers["idempotency-replayed"] == "true"
         assert refused(friend.post(path, {"amount": 101}), 422, "exceeds-original")["left"] == 100
-        assert world.bank.post(path, {"amount": 100}).status_code == 201
+        last = world.bank.post(path, {"amount": 100})
+        assert last.status_code == 201
         assert refused(friend.post(path, {"amount": 1}), 422, "exceeds-original")["left"] == 0
-        known = owner.get(f"/v1/transfers/{id_}").json()
+        known = owner.get(f"/v1/transfers/{id_}", razao_position=last.headers["razao-position"]).json()
         assert (known["status"], known["refunded_amount"]) == ("settled", 300)
         assert owner.get(f"/v1/transfers/{body['id']}").json() == made
         assert owner.balance(account)[0] == 1000
@@ -692,8 +835,9 @@ class HttpSuite:
         )
         owner.post(f"{path}/post", {"amount": 100})
         assert refused(friend.post(f"{path}/refunds", {"amount": 101}), 422, "exceeds-original")["left"] == 100
-        assert friend.post(f"{path}/refunds", {"amount": 100}).status_code == 201
-        assert owner.get(path).json()["refunded_amount"] == 100
+        refund = friend.post(f"{path}/refunds", {"amount": 100})
+        assert refund.status_code == 201
+        assert owner.get(path, razao_position=refund.headers["razao-position"]).json()["refunded_amount"] == 100
 
     def test_deposits_and_refused_transfers_cannot_be_refunded(self, world: World) -> None:
         """422 not-refundable."""
@@ -701,7 +845,7 @@ class HttpSuite:
         friend, other = world.person()
         deposit = world.bank.post("/v1/deposits", {"account": account, "amount": 5}).json()["id"]
         refused(owner.post(f"/v1/transfers/{deposit}/refunds", {"amount": 5}), 422, "not-refundable")
-        body = transfer(account, other, 1000, id=new_id())
+        body = transfer(account, other, 1000, id=new_id(account))
         owner.post("/v1/transfers", body)
         answer = friend.post(f"/v1/transfers/{body['id']}/refunds", {"amount": 5})
         assert refused(answer, 422, "not-refundable")["transfer_status"] == "refused"
@@ -798,6 +942,20 @@ class HttpSuite:
         for path in (f"accounts/{account}", f"accounts/{account}/balance", f"accounts/{account}/entries", "accounts"):
             refused(owner.get(f"/v1/{path}", razao_position=position), 400, "malformed")
 
+    def test_a_position_beyond_the_journals_end_is_refused_at_once(self, world: World) -> None:
+        """400: no write has answered it, so waiting for it would be in vain. The end itself is beyond."""
+        owner, account = world.person(1000)
+        written = owner.call("PATCH", f"/v1/accounts/{account}", {"limits": {"daily": 10}}).headers["razao-position"]
+        partition = int(account) % 2
+        assert written.split(":")[0] == str(partition)
+        assert owner.get(f"/v1/accounts/{account}/entries", razao_position=written).status_code == 200
+        began = time.monotonic()
+        for path in (f"accounts/{account}", f"accounts/{account}/entries", "accounts", f"transfers/{new_id(account)}"):
+            for position in (f"{partition}:{10**17}", f"0:0,1:{10**17}"):
+                problem = refused(owner.get(f"/v1/{path}", razao_position=position), 400, "malformed")
+                assert problem["field"] == "Razao-Position"
+        assert time.monotonic() - began < 5
+
     # -- batches ------------------------------------------------------------------------------------------------------
 
     def test_a_batch_is_answered_in_its_order(self, world: World) -> None:
@@ -805,14 +963,14 @@ class HttpSuite:
         owner, account = world.person(1000)
         friend, other = world.person_elsewhere(account, apart=True)
         rows = [
-            transfer(account, other, 100, id=new_id(), description="a: b", metadata={"x": "y:z"}),
-            transfer(account, other, 5000, id=new_id()),
-            transfer(account, other, 50, id=new_id(), hold=True, expires_in=60),
-            transfer(other, account, 1, id=new_id()),
-            transfer(account, "abc", 1, id=new_id()),
-            transfer(account, other, 0, id=new_id()),
-            transfer(account, other, 2**63, id=new_id()),
-            transfer(account, account, 1, id=new_id()),
+            transfer(account, other, 100, id=new_id(account), description="a: b", metadata={"x": "y:z"}),
+            transfer(account, other, 5000, id=new_id(account)),
+            transfer(account, other, 50, id=new_id(account), hold=True, expires_in=60),
+            transfer(other, account, 1, id=new_id(other)),
+            transfer(account, "abc", 1, id=new_id(account)),
+            transfer(account, other, 0, id=new_id(account)),
+            transfer(account, other, 2**63, id=new_id(account)),
+            transfer(account, account, 1, id=new_id(account)),
         ]
         answer = owner.post("/v1/transfers/batch", {"transfers": rows})
         assert answer.status_code == 200, answer.text
@@ -847,11 +1005,46 @@ class HttpSuite:
         assert again.headers["idempotency-replayed"] == "true"
         assert owner.balance(account)[0] == 994
 
+    def test_a_batchs_key_binds_the_whole_batch(self, world: World) -> None:
+        """Other numbers, another order, other content or links: 409, and nothing of it is done."""
+        owner, account = world.person(10_000)
+        _, other = world.person_elsewhere(account, apart=True)
+        own = new_id(account)
+        rows = [transfer(account, other, 10, id=own), transfer(account, other, 20, description="a")]
+        first = owner.post("/v1/transfers/batch", {"transfers": rows}, idempotency_key="b")
+        assert [one["status"] for one in first.json()["results"]] == ["settled"] * 2
+        for changed in (
+            [*rows, transfer(account, other, 4000)],
+            rows[:1],
+            [rows[1], rows[0]],
+            [rows[0], {**rows[1], "amount": 21}],
+            [rows[0], {**rows[1], "description": "b"}],
+            [{**rows[0], "linked": True}, rows[1]],
+            [{**rows[0], "id": new_id(account)}, rows[1]],
+            [transfer(account, other, 10), rows[1]],
+            [rows[0], transfer(account, "abc", 20)],
+            [transfer(account, other, 0)],
+        ):
+            answer = owner.post("/v1/transfers/batch", {"transfers": changed}, idempotency_key="b")
+            refused(answer, 409, "id-conflict")
+        again = owner.post("/v1/transfers/batch", {"transfers": rows}, idempotency_key="b")
+        assert again.json() == first.json()
+        assert again.headers["idempotency-replayed"] == "true"
+        spelled = [rows[0], {**rows[1], "id": first.json()["results"][1]["id"]}]
+        assert owner.post("/v1/transfers/batch", {"transfers": spelled}, idempotency_key="b").json() == first.json()
+        assert owner.balance(account)[0] == 9970
+        columns = {"debit_account": [account], "credit_account": [other], "amount": [10]}
+        for table, status in ((pa.table(columns), 200), (pa.table({**columns, "amount": [11]}), 409)):
+            headers = {**owner.headers, "content-type": ARROW, "idempotency-key": "arrow"}
+            answer = world.http.post("/v1/transfers/batch", content=arrow(table), headers=headers)
+            assert answer.status_code == status, answer.text
+        assert owner.balance(account)[0] == 9960
+
     def test_one_id_twice_in_a_batch_happens_once(self, world: World) -> None:
         """The second is the first again; with other content it is a conflict."""
         owner, account = world.person(1000)
         _, other = world.person()
-        row = transfer(account, other, 10, id=new_id())
+        row = transfer(account, other, 10, id=new_id(account))
         rows = [row, row, {**row, "amount": 11}]
         found = owner.post("/v1/transfers/batch", {"transfers": rows}).json()["results"]
         assert [one.get("type", one["status"]) for one in found] == ["settled", "settled", "/problems/id-conflict"]
@@ -926,7 +1119,7 @@ class HttpSuite:
         """With ids as bytes, accounts as numbers, and every optional column."""
         owner, account = world.person(1000)
         _, other = world.person_elsewhere(account, apart=True)
-        made = [ids.parse(new_id()) for _ in range(4)]
+        made = [ids.parse(new_id(account)) for _ in range(4)]
         table = pa.table(
             {
                 "id": pa.array([hi.to_bytes(8, "big") + lo.to_bytes(8, "big") for hi, lo in made], pa.binary(16)),
@@ -959,7 +1152,7 @@ class HttpSuite:
         owner, account = world.person(1000)
         _, other = world.person()
         columns = {"debit_account": [account] * 2, "credit_account": [other] * 2, "amount": [1, 2]}
-        with_ids = pa.table({"id": [new_id(), new_id()], **columns})
+        with_ids = pa.table({"id": [new_id(account), new_id(account)], **columns})
         answer = pa.ipc.open_stream(owner.send_raw("/v1/transfers/batch", arrow(with_ids), ARROW).content).read_all()
         assert answer.column("id").to_pylist() == with_ids.column("id").to_pylist()
         answer = pa.ipc.open_stream(owner.send_raw("/v1/transfers/batch", arrow(pa.table(columns)), ARROW).content)

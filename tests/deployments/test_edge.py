@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from starlette.types import Message, Receive, Scope, Send
 from deployments.auth.keys import ensure_keys, sign_token
 from deployments.edge import GRACE_S, Edge
 from deployments.payments import create_app, translate
-from deployments.problems import FORBIDDEN, ProblemError
+from deployments.problems import FORBIDDEN, OVERLOADED, UNAVAILABLE, UNKNOWN_ACCOUNT, ProblemError
+from storage import ids
+from storage.events import SLOTS
 from tests.deployments.offline import offline_services
 
 HEADERS = [(b"host", b"razao")]
@@ -76,16 +79,34 @@ async def test_an_unforeseen_error_is_logged_and_not_told(caplog: pytest.LogCapt
 
 
 async def test_an_error_after_something_was_sent_on_names_its_id() -> None:
-    """The caller can send it again; a known error of a driver means that the outcome is not known."""
+    """The caller can send it again; whatever failed, the outcome is not known."""
+    errors: dict[str, Exception] = {
+        "/driver": OSError("gone"),
+        "/fault": RuntimeError("x"),
+        "/shard": ProblemError(UNAVAILABLE, "Its shard does not answer"),
+        "/load": ProblemError(OVERLOADED, "Too much"),
+        "/read": ProblemError(UNKNOWN_ACCOUNT, "None", status=404),
+    }
 
     async def broken(scope: Scope, receive: Receive, send: Send) -> None:
         scope["razao.event"] = "the-id"
-        raise OSError("gone") if scope["path"] == "/os" else RuntimeError("x")
+        raise errors[scope["path"]]
 
-    status, _, document = answer_of(await call(edge(broken, translate=translate), path="/os"))
-    assert (status, document["type"], document["id"]) == (503, "/problems/unsure", "the-id")
-    status, _, document = answer_of(await call(edge(broken, translate=translate)))
-    assert (status, document["id"]) == (500, "the-id")
+    for path in errors:
+        status, headers, document = answer_of(await call(edge(broken, translate=translate), path=path))
+        assert (status, document["type"], document["id"]) == (503, "/problems/unsure", "the-id")
+        assert int(headers["retry-after"]) > 0
+
+
+async def test_the_outcome_itself_is_told_as_it_is() -> None:
+    """Only the very problem that is marked as the outcome of what was sent."""
+
+    async def refused(scope: Scope, receive: Receive, send: Send) -> None:
+        outcome = ProblemError(OVERLOADED, "The shard has taken nothing of it")
+        scope["razao.event"], scope["razao.outcome"] = "the-id", outcome
+        raise outcome
+
+    assert answer_of(await call(edge(refused)))[2]["type"] == "/problems/overloaded"
 
 
 @pytest.mark.parametrize("error", [OSError("x"), asyncpg.PostgresConnectionError("x"), asyncpg.InterfaceError("x")])
@@ -240,23 +261,42 @@ async def test_only_the_gateway_gets_in(tmp_path: Path, secret: str | None) -> N
         assert (await client.get("/nothing", headers=headers)).status_code == 404
 
 
+_PAYER = 5000
+_ID = ids.text(ids.in_slot(ids.uuid7(time.time_ns() // 1_000_000), _PAYER % SLOTS))
+_MOVE = {"debit_account": str(_PAYER), "credit_account": "6000", "amount": 1}
+_WRITES: dict[str, tuple[str, str, Any]] = {
+    "transfer": ("POST", "transfers", {**_MOVE, "id": _ID}),
+    "hold": ("POST", "transfers", {**_MOVE, "id": _ID, "hold": True}),
+    "deposit": ("POST", "deposits", {"account": str(_PAYER), "amount": 1, "id": _ID}),
+    "withdrawal": ("POST", "withdrawals", {"account": str(_PAYER), "amount": 1, "id": _ID}),
+    "batch": ("POST", "transfers/batch", {"transfers": [{**_MOVE, "id": _ID}, _MOVE]}),
+    "post": ("POST", f"transfers/{_ID}/post", {}),
+    "void": ("POST", f"transfers/{_ID}/void", {}),
+    "limits": ("PATCH", f"accounts/{_PAYER}", {"limits": {"daily": 1}}),
+    "status": ("PATCH", f"accounts/{_PAYER}", {"status": "closed"}),
+}
+
+
 @pytest.mark.parametrize("key", ["", "key-1"])
+@pytest.mark.parametrize("name", _WRITES)
 async def test_what_was_sent_to_a_shard_is_unsure_when_the_edge_itself_ends_the_request(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, key: str
 ) -> None:
-    """The edge knows the id from the moment it is sent on."""
+    """The edge knows the id from the moment it is sent on, of every call that writes."""
     monkeypatch.setattr("deployments.edge.GRACE_S", -0.9)  # before the shard client gives up
     app = create_app(offline_services(ensure_keys(tmp_path), deadline_s=1.0))
-    headers = {"authorization": f"Bearer {sign_token(tmp_path, 'ana', 'ledger:write')}"}
-    body: dict[str, Any] = {"debit_account": "5000", "credit_account": "6000", "amount": 1}
+    headers = {"authorization": f"Bearer {sign_token(tmp_path, 'ana', 'ledger:write ledger:fund')}"}
+    method, path, body = _WRITES[name]
+    named = "id" in body or name == "batch"
     if key:
         headers["idempotency-key"] = key
-    else:
-        body["id"] = "01890a5d-ac96-774b-bcce-b302099a8057"
+        body = {field: value for field, value in body.items() if field != "id"}
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://razao") as client:
-        response = await client.post("/v1/transfers", json=body, headers=headers)
+        response = await client.request(method, f"/v1/{path}", json=body, headers=headers)
         assert (response.status_code, response.json()["type"]) == (503, "/problems/unsure")
-        assert key or response.json()["id"] == body["id"]
-        assert len(response.json()["id"]) == 36
+        told = ids.parse(response.json()["id"])
+        assert (ids.text(told) == _ID) == (named and not key)
+        assert ids.version(told) == (8 if key else 7)
+        assert name == "batch" or ids.slot_of(told) == _PAYER % SLOTS
         read = await client.get("/v1/accounts/5000/balance", headers=headers | {"authorization": "Bearer x"})
         assert read.status_code == 401

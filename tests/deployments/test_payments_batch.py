@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,13 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployments.payments_batch import accounts_of_text, ids_of_text, refuse_chains
-from deployments.payments_call import content_check, content_checks, read_account, read_id, read_instant
+from deployments.auth.keys import ensure_keys
+from deployments.auth.tokens import Identity
+from deployments.payments_batch import accounts_of_text, digest_of, ids_of_text, put_ids, refuse_chains
+from deployments.payments_call import Call, content_check, content_checks, read_account, read_id, read_instant
+from deployments.payments_services import Services
 from deployments.problems import ProblemError
 from storage import ids
-from storage.events import Code
+from storage.events import EVENT, SLOTS, Code
 from storage.notation import rfc3339
+from tests.deployments.offline import offline_services
 
+REQUEST = b"01890a5d-ac96-774b-bcce-b302099a8057"
 GOOD_IDS = st.builds(ids.uuid7, st.integers(0, 2**48 - 1)).map(ids.text)
 BAD_IDS = st.one_of(
     st.text(max_size=40),
@@ -116,6 +123,95 @@ def test_a_refused_row_takes_its_chain_along_and_nobody_else(rows: list[tuple[bo
                 expected[place] = Code.INVALID_AMOUNT if rows[place][0] else Code.LINKED_FAILED
     refuse_chains(refused, linked)
     assert refused.tolist() == expected
+
+
+@pytest.fixture
+async def services(tmp_path: Path) -> Services:
+    """Of which only the key of the ledger is used here."""
+    return offline_services(ensure_keys(tmp_path))
+
+
+async def nothing() -> Any:
+    """`receive`."""
+    raise AssertionError
+
+
+def batch_call(services: Services, key: bytes | None) -> Call:
+    """A request for a batch."""
+    headers = {b"x-request-id": REQUEST} if key is None else {b"idempotency-key": key}
+    scope = {
+        "razao.headers": headers,
+        "razao.request_id": headers.get(b"x-request-id", b"r").decode(),
+        "razao.deadline": time.monotonic() + 5,
+        "razao.identity": Identity("ana", frozenset({"ledger:write"}), time.time() + 99),
+    }
+    return Call(services, scope, nothing, {})
+
+
+def ids_of(rows: Any) -> list[tuple[int, int]]:
+    """Of (n,) EVENT."""
+    return list(zip(rows["id_hi"].tolist(), rows["id_lo"].tolist(), strict=True))
+
+
+@pytest.mark.parametrize("key", [None, b"k"])
+async def test_every_row_of_a_batch_gets_an_id_of_its_own_in_its_payers_slot(
+    services: Services, key: bytes | None
+) -> None:
+    """And none has the batch's own, whichever slots the payers have; the same request gets the same ids again."""
+    call = batch_call(services, key)
+    rows = np.zeros(10_000, EVENT)
+    rows["debit"] = np.random.default_rng(1).integers(1024, 2**63, len(rows), dtype=np.uint64)
+    itself = put_ids(call, rows, np.zeros(len(rows), bool))
+    made = ids_of(rows)
+    assert [ids.slot_of(id_) for id_ in made] == (rows["debit"] % SLOTS).tolist()
+    assert {ids.version(id_) for id_ in [itself, *made]} == {7 if key is None else 8}
+    assert all(ids.parse(ids.text(id_)) == id_ for id_ in made[::500])
+    assert len({itself, *made}) == len(rows) + 1
+    assert ids.slot_of(itself) < SLOTS
+    again = np.zeros(len(rows), EVENT)
+    again["debit"] = rows["debit"]
+    assert put_ids(batch_call(services, key), again, np.zeros(len(rows), bool)) == itself
+    assert (again["id_lo"] == rows["id_lo"]).all()
+    moved = rows.copy()
+    moved["debit"] = ids.slot_of(itself)  # if all payers have the slot that the batch's own id has
+    put_ids(call, moved, np.zeros(len(rows), bool))
+    assert itself not in ids_of(moved)
+
+
+async def test_a_keys_ids_are_secret_without_the_ledgers_key(services: Services) -> None:
+    """Another ledger, another subject, another key: other ids."""
+    rows = np.zeros(1, EVENT)
+    rows["debit"] = 5000
+
+    def made(key: bytes, ledger_key: bytes, sub: str) -> tuple[int, int]:
+        services.ledger_key = ledger_key
+        call = batch_call(services, key)
+        call.identity = Identity(sub, frozenset(), 0)
+        put_ids(call, rows, np.zeros(1, bool))
+        return ids_of(rows)[0]
+
+    ways = [(b"k", bytes(32), "ana"), (b"l", bytes(32), "ana"), (b"k", b"1" * 32, "ana"), (b"k", bytes(32), "rui")]
+    assert len({made(*way) for way in ways}) == len(ways)
+
+
+_CHANGES: Any = st.sampled_from(["id_hi", "id_lo", "debit", "credit", "amount", "span", "check", "kind", "flags"])
+
+
+@settings(deadline=None)
+@given(st.integers(1, 5), st.integers(0, 4), _CHANGES, st.integers(1, 2**15))
+def test_a_batchs_digest_tells_every_change_of_its_rows(count: int, place: int, column: str, by: int) -> None:
+    """Also their number and order; but not who sends it or when."""
+    rows = np.zeros(count, EVENT)
+    rows["amount"] = np.arange(1, count + 1)
+    first = digest_of(rows)
+    changed = rows.copy()
+    changed[column][place % count] += by
+    assert digest_of(changed) != first
+    assert digest_of(rows[:-1]) != first
+    assert count == 1 or digest_of(rows[::-1]) != first
+    elsewhere = rows.copy()
+    elsewhere["actor"], elsewhere["at"] = 7, by
+    assert digest_of(elsewhere) == first
 
 
 @settings(deadline=None)

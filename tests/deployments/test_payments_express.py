@@ -102,7 +102,7 @@ def test_both_ways_say_the_same(engine: Engine, world: World, submitted: list[by
         (payer, transfer(account, account, 1), {}),
         (payer, transfer(account, "7349874591868649841", 1), {}),
         (stranger, transfer(account, near, 1), {"x_correlation_id": "c-1"}),
-        (payer, transfer(account, near, 5, id=new_id(age_s=10 * 86_400)), {}),
+        (payer, transfer(account, near, 5, id=new_id(account, age_s=10 * 86_400)), {}),
     ]
     left: list[tuple[Caller, Any, dict[str, str]]] = [
         (reader, transfer(account, near, 5), {}),
@@ -118,6 +118,7 @@ def test_both_ways_say_the_same(engine: Engine, world: World, submitted: list[by
         (payer, transfer(account, near, 5), {"razao_gateway": "another"}),
         (payer, transfer(account, near, 5), {"X-Request-Id": "a", "x-request-id": "b"}),
         (payer, transfer(account, near, 5), {"idempotency_key": "\x7f"}),
+        (payer, transfer(account, near, 5, id=new_id(str(int(account) + 1))), {}),
     ]
     for caller in (payer, stranger, reader):
         caller.get("/v1/accounts")  # so that the token is known
@@ -140,7 +141,7 @@ def test_an_id_is_the_same_on_both_ways(engine: Engine, world: World, submitted:
     payer, account = world.person(100)
     _, other = world.person_elsewhere(account, apart=True)
     for body, headers in (
-        (transfer(account, other, 10, id=new_id()), {}),
+        (transfer(account, other, 10, id=new_id(account)), {}),
         (transfer(account, other, 10), {"idempotency_key": "k-1"}),
         (transfer(account, other, 10), {"x_request_id": new_id()}),
         (transfer(account, other, 90_000), {"idempotency_key": "k-2"}),
@@ -172,7 +173,7 @@ def test_a_dead_shard_makes_it_unsure_in_time_and_the_id_resolves_it(engine: Eng
     assert payer.balance(account)[0] == 700
 
 
-def test_a_fault_of_ours_is_an_answer_with_the_id(
+def test_a_fault_of_ours_after_the_payment_is_unsure_with_the_id(
     engine: Engine, world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     payer, account = world.person(100)
@@ -181,11 +182,11 @@ def test_a_fault_of_ours_is_an_answer_with_the_id(
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("a fault")
 
-    body = transfer(account, other, 10, id=new_id())
+    body = transfer(account, other, 10, id=new_id(account))
     with monkeypatch.context() as patched, caplog.at_level(logging.ERROR):
         patched.setattr(payments_express, "transfer_answer", broken)
         status, _, problem = send(engine, payer, EXPRESS, body)
-    assert (status, problem["type"], problem["id"]) == (500, "/problems/internal-error", body["id"])
+    assert (status, problem["type"], problem["id"]) == (503, "/problems/unsure", body["id"])
     assert "a fault" not in json.dumps(problem)
     assert "ZeroDivisionError" in caplog.text
     assert send(engine, payer, EXPRESS, body)[1]["idempotency-replayed"] == "true"

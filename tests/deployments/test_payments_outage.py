@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import asyncpg
 import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -47,7 +48,7 @@ def test_a_dead_shard_makes_answers_unsure_and_repeating_the_id_resolves_them(en
     made, world = engine
     owner, account = world.person(1000)
     friend, other = world.person_elsewhere(account, apart=True, amount=100)
-    body = transfer(account, other, 300, id=new_id())
+    body = transfer(account, other, 300, id=new_id(account))
     home = int(account) % 2
     made.run(made.stop_shard(home))
     began = time.monotonic()
@@ -73,6 +74,28 @@ def test_a_dead_shard_makes_answers_unsure_and_repeating_the_id_resolves_them(en
     assert owner.get(f"/v1/transfers/{body['id']}").json()["status"] == "settled"
 
 
+def test_a_shard_that_is_away_hurts_its_own_transfers_alone(engine: tuple[Engine, World]) -> None:
+    """What follows a transfer asks the shard that its id names, and no other one."""
+    made, world = engine
+    _, account = world.person()
+    payer, near = world.person_elsewhere(account, apart=True, amount=1000)
+    payee, other = world.person_elsewhere(near, apart=False)
+    hold = payer.post("/v1/transfers", transfer(near, account, 50, hold=True)).json()
+    away = int(account) % 2
+    made.run(made.stop_shard(away))
+    paid = payer.post("/v1/transfers", transfer(near, other, 300)).json()
+    for caller in (payer, payee):
+        assert caller.get(f"/v1/transfers/{paid['id']}").json() == paid
+    assert payee.post(f"/v1/transfers/{paid['id']}/refunds", {"amount": 100}).status_code == 201
+    assert payer.get(f"/v1/transfers/{hold['id']}").json() == hold  # its payee is away
+    assert payer.post(f"/v1/transfers/{hold['id']}/void").json()["status"] == "voided"
+    assert refused(payer.post(f"/v1/transfers/{hold['id']}/post"), 422, "not-held")["transfer_status"] == "voided"
+    refused(payer.get(f"/v1/transfers/{new_id(account)}"), 503, "unavailable")
+    at = paid["created_at"]
+    assert payer.get(f"/v1/accounts/{near}/balance?at={at}").json()["posted"] == 700
+    made.run(made.start_shard(away))
+
+
 def test_money_on_its_way_to_a_dead_shard_is_unsure_until_it_arrives(engine: tuple[Engine, World]) -> None:
     """Then GET tells the outcome, and the batch's too."""
     made, world = engine
@@ -80,7 +103,7 @@ def test_money_on_its_way_to_a_dead_shard_is_unsure_until_it_arrives(engine: tup
     friend, other = world.person_elsewhere(account, apart=True)
     away = int(other) % 2
     made.run(made.stop_shard(away))
-    single, row = transfer(account, other, 300, id=new_id()), transfer(account, other, 7, id=new_id())
+    single, row = transfer(account, other, 300, id=new_id(account)), transfer(account, other, 7, id=new_id(account))
     assert refused(owner.post("/v1/transfers", single), 503, "unsure")["id"] == single["id"]
     assert owner.post("/v1/transfers/batch", {"transfers": [row]}).json()["results"][0]["status"] == "unsure"
     assert owner.balance(account)[0] == 693
@@ -92,11 +115,37 @@ def test_money_on_its_way_to_a_dead_shard_is_unsure_until_it_arrives(engine: tup
 
 
 def test_a_position_that_is_not_reached_in_time_is_told_as_such(engine: tuple[Engine, World]) -> None:
-    """503 not-caught-up."""
-    _, world = engine
+    """503 not-caught-up, while the projection stands still."""
+    made, world = engine
     owner, account = world.person()
-    for path in (f"accounts/{account}/entries", f"accounts/{account}", "accounts", f"transfers/{new_id()}"):
-        refused(owner.get(f"/v1/{path}", razao_position=f"0:{10**17}"), 503, "not-caught-up")
+
+    async def stand_still() -> asyncpg.Connection[asyncpg.Record]:
+        connection = await asyncpg.connect(made.dsn)
+        await connection.execute("BEGIN")
+        await connection.execute("LOCK TABLE query.projection IN EXCLUSIVE MODE")  # it can be read all the same
+        return connection
+
+    connection = made.run(stand_still())
+    change = owner.call("PATCH", f"/v1/accounts/{account}", {"limits": {"daily": 10}})
+    position = change.headers["razao-position"]
+    for path in (f"accounts/{account}/entries", f"accounts/{account}", "accounts", f"transfers/{new_id(account)}"):
+        refused(owner.get(f"/v1/{path}", razao_position=position), 503, "not-caught-up")
+    made.run(connection.close())
+    until(lambda: owner.get("/v1/accounts", razao_position=position).status_code == 200)
+
+
+def test_a_change_that_was_made_is_never_told_as_nothing_done(engine: tuple[Engine, World]) -> None:
+    """It cannot be shown, for the registry fails just then: unsure, with the id; and it stands."""
+    made, world = engine
+    owner, account = world.person(limits={"daily": 100})
+    pool = made.services.registry._pool
+    made.run(pool.execute("ALTER TABLE people.owners RENAME TO lost"))
+    change = owner.call("PATCH", f"/v1/accounts/{account}", {"limits": {"daily": 10}}, idempotency_key="k")
+    assert ids.parse(refused(change, 503, "unsure")["id"])
+    made.run(pool.execute("ALTER TABLE people.lost RENAME TO owners"))
+    assert owner.get(f"/v1/accounts/{account}").json()["limits"]["daily"] == 10
+    again = owner.call("PATCH", f"/v1/accounts/{account}", {"limits": {"daily": 10}}, idempotency_key="k")
+    assert (again.status_code, again.headers["idempotency-replayed"]) == (200, "true")
 
 
 def test_requests_without_keys_are_told_apart_by_the_gateways_number(engine: tuple[Engine, World]) -> None:
@@ -104,13 +153,13 @@ def test_requests_without_keys_are_told_apart_by_the_gateways_number(engine: tup
     _, world = engine
     owner, account = world.person(1000)
     _, other = world.person()
-    number = new_id()
+    number = new_id(account)
     body = transfer(account, other, 10)
     first = owner.post("/v1/transfers", body, x_request_id=number)
     again = owner.post("/v1/transfers", body, x_request_id=number)
     assert first.json()["id"] == number
     assert (again.content, again.headers["idempotency-replayed"]) == (first.content, "true")
-    rows = {"transfers": [body, body, {**body, "id": new_id()}]}
+    rows = {"transfers": [body, body, {**body, "id": new_id(account)}]}
     number = new_id()
     batches = [owner.post("/v1/transfers/batch", rows, x_request_id=number).json() for _ in range(2)]
     assert batches[0] == batches[1]
@@ -126,7 +175,7 @@ async def test_many_at_once_spend_the_money_once(engine: tuple[Engine, World]) -
     _, world = engine
     owner, account = world.person(500)
     _, other = world.person_elsewhere(account, apart=True)
-    same = transfer(account, other, 100, id=new_id())
+    same = transfer(account, other, 100, id=new_id(account))
     bodies = [same] * 20 + [transfer(account, other, 100) for _ in range(40)]
     async with httpx.AsyncClient(
         base_url=world.engine.base_url, headers=owner.headers, trust_env=False, timeout=30
@@ -164,12 +213,12 @@ def test_no_request_made_at_random_is_ever_a_5xx(engine: tuple[Engine, World], d
     _, world = engine
     caller, account, other, held = _fuzz_world(world)
     fitting = st.sampled_from(
-        [account, other, held, new_id(), "12345678909", "20:00", 1, 0, -1, 2**63, True, "open", {}]
+        [account, other, held, new_id(account), "12345678909", "20:00", 1, 0, -1, 2**63, True, "open", {}]
     )
     objects = st.dictionaries(NAMES, fitting | JSON, max_size=6)
     bodies = objects | st.builds(lambda rows: {"transfers": rows}, st.lists(objects, max_size=3)) | JSON
     method, _, path = data.draw(PATHS).partition(" ")
-    in_path = data.draw(st.sampled_from([account, other, held, new_id(), "x", "%00", "1"]))
+    in_path = data.draw(st.sampled_from([account, other, held, new_id(account), "x", "%00", "1"]))
     content = data.draw(bodies.map(lambda body: json.dumps(body).encode()) | st.binary(max_size=40))
     query = data.draw(
         st.sampled_from(["", "?at=x", "?limit=1", "?cursor=%FF", "?from=&to=", "?at=2026-01-01T00:00:00Z"])

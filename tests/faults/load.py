@@ -1,7 +1,8 @@
 """Client load over HTTP that remembers every answer, and the reckoning afterwards.
 
-Each transfer carries an id of the client's own. A 201 and a 422 are answers; anything else (503, a broken connection)
-leaves the client unsure, and it must be able to find out by GET and by repeating the id.
+Each transfer carries an id of the client's own. A 201 and a 422 are answers, and so is a problem that says that nothing
+was done; anything else (`unsure`, a broken connection) leaves the client unsure, and it must be able to find out by GET
+and by repeating the id.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ import httpx
 
 from cluster.demo import invented_cpf
 from storage import ids
+from storage.events import SLOTS
 
 FUNDS: Final = 1_000_000
+NOTHING_DONE: Final = frozenset({"/problems/overloaded", "/problems/unavailable", "/problems/book-full"})
+"""Types of problems that say so of a request that is sent for the first time."""
 
 
 @dataclass(slots=True)
@@ -30,6 +34,7 @@ class Sent:
     credit: str
     amount: int
     status: int = 0  # HTTP status of the last answer; 0 = the connection broke
+    problem: str = ""  # its type, if it was one
 
     @property
     def body(self) -> dict[str, Any]:
@@ -97,7 +102,8 @@ class Load:
             debit, credit = source.sample(self.accounts, 2)
             # Now and then more than the account can have: refusals must stand as well.
             amount = source.randint(1, 500) if source.random() < 0.95 else 100 * FUNDS
-            sent = Sent(ids.text(ids.uuid7(time.time_ns() // 1_000_000)), debit, credit, amount)
+            id_ = ids.in_slot(ids.uuid7(time.time_ns() // 1_000_000), int(debit) % SLOTS)
+            sent = Sent(ids.text(id_), debit, credit, amount)
             self.sent.append(sent)
             if await self._send(client, sent) is None:
                 await asyncio.sleep(0.02)  # nobody listens now: do not fill the memory with attempts
@@ -110,6 +116,7 @@ class Load:
             self.statuses[0] += 1
             return None
         sent.status = answer.status_code
+        sent.problem = answer.json()["type"] if answer.status_code >= 400 else ""
         self.statuses[answer.status_code] += 1
         self._answered.set()
         assert answer.status_code in {201, 422, 429, 503}, f"{answer.status_code}: {answer.text}"
@@ -122,9 +129,9 @@ class Load:
     async def reckon(self) -> dict[str, int]:
         """Hold every answer against the engine.
 
-        Every 201 and every refusal is what GET says; an unsure one resolves by GET and by repeating its id, both to
-        the same; no balance is negative; every balance is the sum of what was settled, so nothing was lost or applied
-        twice.
+        Every 201 and every refusal is what GET says, and of what was told as not done GET knows nothing; an unsure one
+        resolves by GET and by repeating its id, both to the same; no balance is negative; every balance is the sum of
+        what was settled, so nothing was lost or applied twice.
 
         Returns:
             How many transfers were settled, refused and never accepted.
@@ -167,6 +174,8 @@ class Load:
         if first == 422:
             assert known == "refused", f"{sent} was refused, but is {known}"
             return "refused"
+        if sent.problem in NOTHING_DONE:
+            assert known == "unknown", f"of {sent} the client was told that nothing was done, but it is {known}"
         again = await self._send(client, sent)
         assert again is not None
         assert again.status_code in {201, 422}, f"repeating {sent}: {again.status_code} {again.text}"

@@ -5,6 +5,7 @@ The broker is somebody else's, behind SCRAM and TLS, so the program also enters 
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Iterator
@@ -14,14 +15,17 @@ from typing import Any
 import httpx
 import pytest
 
+from actors.recovery import Windows
 from cluster.demo import invented_cpf
 from cluster.services.kafka import KafkaServer
 from storage import ids
-from storage.events import SLOTS
+from storage.events import SLOTS, Code
 from storage.journal import Fenced, Stored
 from storage.journal.kafka import TOPIC, KafkaJournal
 from storage.journal.kafka_client import KafkaAddress
 from storage.record import encode_open
+from tests.actors.projection_history import FORGETFUL, PARTITIONS, History
+from tests.actors.test_projection import DEFAULT, Log, written
 from tests.conftest import free_port, running
 from tests.engine import Engine
 from tests.integration.strangers.balances import Balances, Found
@@ -115,20 +119,25 @@ class Traffic:
         return first, next(one for one in self.accounts[1:] if int(one) % SHARDS == int(first) % SHARDS)
 
     def _chains(self) -> None:
-        """Two that apply and repeat a transfer of before, as their first row and as their last, and one that fails."""
+        """One that applies and is sent again, one that fails, and one that has a transfer of before among its rows."""
         debit, credit = self._neighbours()
-        once = {
-            "id": ids.text(ids.uuid7(time.time_ns() // 1_000_000)),
-            "debit_account": debit, "credit_account": credit, "amount": 31,
-        }  # fmt: skip
+        once = {"id": self._id(debit), "debit_account": debit, "credit_account": credit, "amount": 31}
         self._ok("/v1/transfers", once)
+        there = {"id": self._id(debit), "debit_account": debit, "credit_account": credit, "amount": 6, "linked": True}
+        back = {"id": self._id(credit), "debit_account": credit, "credit_account": debit, "amount": 5}
+        assert self._chain(there, back) == self._chain(there, back) == ["settled", "settled"]
         other = {"debit_account": credit, "credit_account": debit, "amount": 5}
-        self._chain({**once, "linked": True}, other)
-        self._chain({**other, "linked": True}, once)
-        self._chain({**other, "linked": True}, {**other, "amount": 100 * FUNDS})
+        for rows in [({**once, "linked": True}, other), ({**other, "linked": True}, once)]:
+            assert "settled" not in self._chain(*rows)
+        assert self._chain({**other, "linked": True}, {**other, "amount": 100 * FUNDS}) == ["refused", "refused"]
 
-    def _chain(self, *rows: dict[str, Any]) -> None:
-        self._ok("/v1/transfers/batch", {"transfers": rows})
+    def _id(self, payer: str) -> str:
+        now_ms = time.time_ns() // 1_000_000
+        return ids.text(ids.in_slot(ids.uuid7(now_ms), int(payer) % SLOTS))
+
+    def _chain(self, *rows: dict[str, Any]) -> list[str]:
+        answers = self._ok("/v1/transfers/batch", {"transfers": rows})["results"]
+        return [one["status"] for one in answers]
 
     def _large_batch(self) -> None:
         """So many at once that their record is compressed."""
@@ -203,3 +212,26 @@ async def test_a_reader_that_shares_no_code_with_ours_finds_every_balance_and_sk
     again = read()
     assert again.balances == told
     assert (again.void, again.records, again.sum) == (late, found.records, 0)
+
+
+@pytest.mark.parametrize("windows", [DEFAULT, FORGETFUL], ids=["", "ids come again"])
+async def test_a_stranger_finds_every_balance_also_while_payments_of_one_id_are_under_way(
+    kafka_address: KafkaAddress, tmp_path: Path, windows: Windows
+) -> None:
+    """The kernel's own balances, at any moment, of a history with all that can become of a payment."""
+    reader = Balances(tmp_path)
+    topic = f"strangers-{windows.id_window_ns}"
+    journal = KafkaJournal(kafka_address, topic)
+    await journal.create(PARTITIONS)
+    log, history = Log(journal), History(8, windows=windows)
+    for _ in range(3):
+        await written(history, log, steps=50, drain=False)
+        found = await asyncio.to_thread(reader.read, kafka_address.bootstrap, topic)
+        newest = {account: seen[-1][1] for account, seen in history.timeline.items()}
+        assert found.balances == {account: newest[account] for account in found.balances}
+        assert not any(amount for account, amount in newest.items() if account not in found.balances)
+        assert (found.in_flight, found.sum) == (len(history.flights), 0)
+    assert history.codes >= {Code.IN_FLIGHT, Code.LINKED_FAILED}
+    assert history.overtaken or windows == DEFAULT
+    await log.close()
+    await journal.close()

@@ -6,6 +6,7 @@ import itertools
 import time
 import uuid
 
+import numpy as np
 import orjson
 import pyarrow as pa
 from stdnum.br import cpf as oracle
@@ -13,7 +14,12 @@ from stdnum.br import cpf as oracle
 from loadtests import traffic
 from storage import ids as storage_ids
 
-ACCOUNTS = [str(2**62 + n * 1024) for n in range(5)]
+ACCOUNTS = [str(2**62 + n * 1111) for n in range(5)]
+
+
+def lies_with(account: str, id_: str) -> bool:
+    """Whether an id's last three digits are the slot of the account."""
+    return int(id_[-3:], 16) == int(account) % 1024
 
 
 def body_of(request: bytes) -> bytes:
@@ -27,16 +33,19 @@ def test_ids_are_different_uuid7s_of_now() -> None:
     made = list(itertools.islice(traffic.ids(), 10_000))
     assert len(set(made)) == 10_000
     now_ms = time.time_ns() // 1_000_000
-    for text in made[::500]:
-        id_ = storage_ids.parse(text.decode())
+    for stem in made[::500]:
+        id_ = storage_ids.parse((stem + traffic.slot(b"5000")).decode())
+        assert storage_ids.slot_of(id_) == 5000 % 1024
         assert storage_ids.version(id_) == 7
         assert now_ms - 60_000 <= id_[0] >> 16 <= now_ms
 
 
 def test_a_block_of_ids_holds_different_uuid7s() -> None:
-    block = traffic.id_block(1000)
-    made = {uuid.UUID(bytes=block[at : at + 16]) for at in range(0, 16_000, 16)}
-    assert len(made) == 1000
+    payers = np.arange(2**60, 2**60 + 1000, dtype=np.uint64)
+    block = traffic.id_block(payers)
+    made = [uuid.UUID(bytes=block[at : at + 16]) for at in range(0, 16_000, 16)]
+    assert len(set(made)) == 1000
+    assert [id_.int & 0xFFF for id_ in made] == (payers % 1024).tolist()
     assert {(id_.version, id_.variant) for id_ in made} == {(7, uuid.RFC_4122)}
 
 
@@ -48,6 +57,7 @@ def test_a_transfer_is_whole_json_between_two_different_accounts() -> None:
         assert body["debit_account"] != body["credit_account"]
         assert {body["debit_account"], body["credit_account"]} <= set(ACCOUNTS)
         assert 1 <= body["amount"] <= 9
+        assert lies_with(body["debit_account"], body["id"])
 
 
 def test_every_hot_pair_has_the_first_account_on_one_side() -> None:
@@ -66,6 +76,7 @@ def test_json_batches_hold_fresh_ids() -> None:
     rows = [row for batch in batches for row in orjson.loads(body_of(batch))["transfers"]]
     assert len({row["id"] for row in rows}) == 150
     assert all(row["debit_account"] != row["credit_account"] for row in rows)
+    assert all(lies_with(row["debit_account"], row["id"]) for row in rows)
 
 
 def test_arrow_batches_hold_fresh_ids() -> None:
@@ -74,6 +85,7 @@ def test_arrow_batches_hold_fresh_ids() -> None:
     assert len({row["id"] for row in rows}) == 150
     assert all(row["debit_account"] != row["credit_account"] for row in rows)
     assert {str(row["debit_account"]) for row in rows} <= set(ACCOUNTS)
+    assert all(lies_with(row["debit_account"], row["id"].hex()) for row in rows)
 
 
 def test_people_have_different_valid_cpfs() -> None:

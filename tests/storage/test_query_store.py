@@ -77,6 +77,7 @@ class Filler:
                 row.setdefault("partition", partition)
         for entry in parts.get("entries", []):
             entry.setdefault("kind", Kind.TRANSFER)
+            entry.setdefault("sent_at", entry["at"])
         await self.store.append(partition, start, start + 1, start, chunk(**parts))
         self.offsets[partition] = start + 1
 
@@ -235,8 +236,8 @@ async def test_a_transfer_has_the_status_of_its_last_word(
     id_ = ids.derive("a")
     await fill(transfers_full=[event(id_, Kind.TRANSFER, 10, code, note=b"{}", detail=7)])
     if outcome is not None:
-        await fill(1, outcomes=[{"id": id_, "payer": 1, "code": Code.OVERFLOW, "at": 1}])
-        await fill(1, outcomes=[{"id": id_, "payer": 0, "code": outcome, "at": 12}])
+        await fill(1, outcomes=[{"sent_at": 10, "payer": 1, "code": Code.OVERFLOW, "at": 1}])
+        await fill(1, outcomes=[{"sent_at": 10, "payer": 0, "code": outcome, "at": 12}])
     (found,) = await store.transfer(id_)
     assert found.status is status
     assert found.code == (code if outcome is None else outcome)
@@ -265,17 +266,66 @@ HOLD, SECOND = ids.derive("hold"), ids.derive("second")
 async def test_a_hold_has_the_status_that_ended_it(
     store: QueryStore, fill: Filler, after: list[tuple[Kind, Code]], outcome: Code | None, status: Status, posted: int
 ) -> None:
+    # The one that had the id before it ended otherwise, and had a post in flight that was refused.
+    await fill(transfers_full=[event(HOLD, Kind.HOLD, 2, expires_at=8)])
+    await fill(transfers_ref=[event(ids.derive("post"), Kind.POST, 3, Code.IN_FLIGHT, ref=HOLD, amount=60)])
+    await fill(1, outcomes=[{"sent_at": 3, "payer": 0, "code": Code.CREDIT_ACCOUNT_FROZEN, "at": 4}])
+    await fill(transfers_ref=[event(ids.derive("void"), Kind.VOID, 5, ref=HOLD)])
     await fill(transfers_full=[event(HOLD, Kind.HOLD, 10, expires_at=99)])
-    # The same id on another shard has a life of its own.
-    await fill(1, transfers_full=[event(HOLD, Kind.HOLD, 9, debit=PAYEE, credit=PAYER, expires_at=99)])
     for number, (kind, code) in enumerate(after):
         id_ = HOLD if kind is Kind.EXPIRE else (SECOND[0], SECOND[1] + number)
         await fill(transfers_ref=[event(id_, kind, 20 + number, code, ref=HOLD, amount=60)])
     if outcome is not None:
-        await fill(1, outcomes=[{"id": SECOND, "payer": 0, "code": outcome, "at": 25}])
+        await fill(1, outcomes=[{"sent_at": 20, "payer": 0, "code": outcome, "at": 25}])
     other, found = await store.transfer(HOLD)
     assert (found.status, found.posted_amount, found.expires_at) == (status, posted, 99)
-    assert (other.status, other.partition) == (Status.HELD, 1)
+    assert (other.status, other.posted_amount, other.changed_at, other.at) == (Status.VOIDED, None, 5, 2)
+
+
+async def test_what_ends_a_hold_means_the_one_that_lived_whatever_its_id_was_used_for_since(
+    store: QueryStore, fill: Filler
+) -> None:
+    await fill(transfers_full=[event(HOLD, Kind.HOLD, 10, expires_at=99)])
+    await fill(transfers=[event(HOLD, Kind.TRANSFER, 20)])
+    await fill(transfers_full=[event(HOLD, Kind.HOLD, 21, Code.INSUFFICIENT_FUNDS)])
+    await fill(transfers_ref=[event(SECOND, Kind.POST, 30, ref=HOLD, amount=60)])
+    held, paid, refused = await store.transfer(HOLD)
+    assert (held.status, held.posted_amount, held.changed_at) == (Status.POSTED, 60, 30)
+    assert [(one.status, one.posted_amount) for one in (paid, refused)] == [
+        (Status.SETTLED, None), (Status.REFUSED, None),
+    ]  # fmt: skip
+
+
+async def test_each_use_of_an_id_has_its_own_outcome_and_the_newest_is_last(store: QueryStore, fill: Filler) -> None:
+    id_ = ids.derive("a")
+    for at in (10, 20, 30):
+        await fill(0, transfers=[event(id_, Kind.TRANSFER, at, Code.IN_FLIGHT, amount=at)])
+    # The first is heard of last, when its namesakes are long there.
+    await fill(0, outcomes=[{"sent_at": 20, "payer": 0, "code": Code.CREDIT_ACCOUNT_CLOSED, "at": 40}])
+    await fill(1, outcomes=[{"sent_at": 10, "payer": 0, "code": Code.OK, "at": 50}])
+    found = await store.transfer(id_)
+    assert [(one.at, one.amount, one.status, one.changed_at) for one in found] == [
+        (10, 10, Status.SETTLED, 50), (20, 20, Status.REFUSED, 40), (30, 30, Status.IN_FLIGHT, 30),
+    ]  # fmt: skip
+    await fill(1, outcomes=[{"sent_at": 30, "payer": 0, "code": Code.OK, "at": 60}])
+    assert [one.status for one in await store.settled_transfer(id_, soon())] == [
+        Status.SETTLED, Status.REFUSED, Status.SETTLED,
+    ]  # fmt: skip
+
+
+async def test_a_refund_is_of_one_use_of_an_id_even_if_its_own_id_was_used_before(
+    store: QueryStore, fill: Filler
+) -> None:
+    paid, back = ids.derive("paid"), ids.derive("back")
+    sides = {"debit": PAYEE, "credit": PAYER, "ref": paid}
+    for at in (10, 20):
+        await fill(0, transfers=[event(paid, Kind.TRANSFER, at)])
+    await fill(1, transfers_ref=[event(back, Kind.REFUND, 15, Code.IN_FLIGHT, ref_at=10, amount=3, **sides)])
+    await fill(1, transfers_ref=[event(back, Kind.REFUND, 25, Code.IN_FLIGHT, ref_at=20, amount=50, **sides)])
+    await fill(0, outcomes=[{"sent_at": 15, "payer": 1, "code": Code.OK, "at": 16}])
+    await fill(1, outcomes=[{"sent_at": 25, "payer": 1, "code": Code.CREDIT_ACCOUNT_FROZEN, "at": 27}])
+    assert [one.refunded_amount for one in await store.transfer(paid)] == [3, 0]
+    assert [one.status for one in await store.transfer(back)] == [Status.SETTLED, Status.REFUSED]
 
 
 async def test_a_post_can_be_found_by_its_own_id(store: QueryStore, fill: Filler) -> None:
@@ -288,14 +338,14 @@ async def test_a_post_can_be_found_by_its_own_id(store: QueryStore, fill: Filler
 async def test_only_settled_refunds_of_this_payment_count(store: QueryStore, fill: Filler) -> None:
     await fill(transfers=[event(HOLD, Kind.TRANSFER, 10)])
 
-    def refund(name: str, at: int, code: Code, amount: int, ref_at: int = 10, payee: int = PAYEE) -> dict[str, Any]:
-        accounts = {"debit": payee, "credit": PAYER}
+    def refund(name: str, at: int, code: Code, amount: int, ref_at: int = 10) -> dict[str, Any]:
+        accounts = {"debit": PAYEE, "credit": PAYER}
         return event(ids.derive(name), Kind.REFUND, at, code, ref=HOLD, ref_at=ref_at, amount=amount, **accounts)
 
     await fill(1, transfers_ref=[refund("a", 5, Code.OK, 10), refund("b", 6, Code.IN_FLIGHT, 20)])
     await fill(1, transfers_ref=[refund("c", 7, Code.EXCEEDS_ORIGINAL, 40), refund("d", 8, Code.IN_FLIGHT, 3)])
-    await fill(1, transfers_ref=[refund("e", 9, Code.OK, 1, ref_at=4), refund("f", 10, Code.OK, 2, payee=PAYEE + 1024)])
-    await fill(0, outcomes=[{"id": ids.derive("d"), "payer": 1, "code": Code.OK, "at": 30}])
+    await fill(1, transfers_ref=[refund("e", 9, Code.OK, 1, ref_at=4)])
+    await fill(0, outcomes=[{"sent_at": 8, "payer": 1, "code": Code.OK, "at": 30}])
     (found,) = await store.transfer(HOLD)
     assert (found.status, found.refunded_amount) == (Status.SETTLED, 13)
 
@@ -307,7 +357,7 @@ async def test_one_who_waits_for_the_outcome_gets_it(store: QueryStore, fill: Fi
         await store.settled_transfer(id_, soon(0.05))
     waiting = asyncio.create_task(store.settled_transfer(id_, soon()))
     await fill(1)
-    await fill(1, outcomes=[{"id": id_, "payer": 0, "code": Code.OK, "at": 30}])
+    await fill(1, outcomes=[{"sent_at": 10, "payer": 0, "code": Code.OK, "at": 30}])
     (found,) = await waiting
     assert found.status is Status.SETTLED
     assert await store.settled_transfer(ids.derive("nobody's"), soon()) == []

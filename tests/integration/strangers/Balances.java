@@ -13,11 +13,9 @@ import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
 import java.time.Duration;
 import java.util.HashMap;
-import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Properties;
-import java.util.Set;
 import java.util.TreeMap;
 
 import org.apache.arrow.compression.CommonsCompressionFactory;
@@ -38,10 +36,12 @@ import org.apache.kafka.common.serialization.ByteArrayDeserializer;
 public final class Balances {
     static final int DEPOSIT = 10, WITHDRAWAL = 11, TRANSFER = 12, HOLD = 13, POST = 14, REFUND = 17;
     static final int CREDIT_LEG = 20, SETTLE = 21, REVERT = 22;
-    static final int OK = 0, IN_FLIGHT = 1, LINKED = 1;
-    static final long ANY = 0;
+    static final int OK = 0, IN_FLIGHT = 1, SLOTS = 1024;
 
     record Id(long high, long low) {}
+
+    /** A payment under way: the payee's partition, and which one it is of those that went there. */
+    record Numbered(long partition, long number) {}
 
     record Hold(long payer, long payee) {}
 
@@ -53,8 +53,8 @@ public final class Balances {
         long settlement = 0;
         long transit = 0;
         final Map<Id, Hold> holds = new HashMap<>();
-        final Map<Id, Long> payers = new HashMap<>(); // of payments in flight
-        final Set<Id> counted = new HashSet<>(); // ids that a chain may repeat
+        final Map<Long, Long> sent = new HashMap<>(); // how many payments went to each partition
+        final Map<Numbered, Long> payers = new HashMap<>(); // of payments in flight
     }
 
     final Map<Integer, Partition> partitions = new HashMap<>();
@@ -124,7 +124,7 @@ public final class Balances {
                 new ByteArrayInputStream(record.value()), memory, CommonsCompressionFactory.INSTANCE)) {
             VectorSchemaRoot batch = stream.getVectorSchemaRoot();
             Map<String, String> metadata = batch.getSchema().getCustomMetadata();
-            require(metadata.get("chain").startsWith("razao/1:"), record, "of another version of the format");
+            require(metadata.get("chain").startsWith("razao/2:"), record, "of another version of the format");
             require(metadata.get("partition").equals("" + record.partition()), record, "of another partition");
             require(metadata.get("epoch").equals("" + epoch), record, "of another writer");
             require(metadata.get("sequence").equals("" + partition.sequence++), record, "not the next one");
@@ -138,29 +138,23 @@ public final class Balances {
         FieldVector refHigh = batch.getVector("ref_hi"), refLow = batch.getVector("ref_lo");
         FieldVector debit = batch.getVector("debit"), credit = batch.getVector("credit");
         FieldVector amount = batch.getVector("amount"), detail = batch.getVector("detail");
-        FieldVector kind = batch.getVector("kind"), flags = batch.getVector("flags"), code = batch.getVector("code");
+        FieldVector kind = batch.getVector("kind"), code = batch.getVector("code");
         largest = Math.max(largest, batch.getRowCount());
-        boolean linkedBefore = false;
         for (int i = 0; i < batch.getRowCount(); i++) {
-            boolean linked = (number(flags, i) & LINKED) != 0;
             Row row = new Row(
                     (int) number(kind, i), (int) number(code, i), new Id(number(high, i), number(low, i)),
                     new Id(number(refHigh, i), number(refLow, i)), number(debit, i), number(credit, i),
                     number(amount, i), number(detail, i));
-            apply(partition, row, linked || linkedBefore);
-            linkedBefore = linked;
+            apply(partition, row);
             rows++;
         }
     }
 
     record Row(int kind, int code, Id id, Id ref, long debit, long credit, long amount, long detail) {}
 
-    void apply(Partition partition, Row row, boolean chained) {
+    void apply(Partition partition, Row row) {
         if (row.code > IN_FLIGHT) {
             return; // refused
-        }
-        if (row.kind >= DEPOSIT && row.kind <= HOLD && !partition.counted.add(row.id) && chained) {
-            return; // a chain is kept whole, rows that repeat an earlier one included
         }
         switch (row.kind) {
             case DEPOSIT -> {
@@ -172,7 +166,7 @@ public final class Balances {
                 partition.settlement += row.amount;
             }
             case TRANSFER, REFUND -> pay(partition, row, row.debit, row.credit, row.amount);
-            case HOLD -> partition.holds.put(row.id, new Hold(row.debit, row.credit));
+            case HOLD -> partition.holds.put(row.id, new Hold(row.debit, row.credit)); // the newest of an id is meant
             case POST -> {
                 Hold hold = partition.holds.get(row.ref);
                 pay(partition, row, hold.payer, hold.payee, row.detail);
@@ -182,7 +176,7 @@ public final class Balances {
                 add(row.credit, row.amount);
             }
             case SETTLE, REVERT -> {
-                Long payer = partition.payers.remove(row.id);
+                Long payer = partition.payers.remove(new Numbered(row.ref.high, row.ref.low));
                 if (row.kind == REVERT && payer != null) {
                     partition.transit -= row.detail;
                     add(payer, row.detail);
@@ -196,7 +190,8 @@ public final class Balances {
         add(payer, -amount);
         if (row.code == IN_FLIGHT) {
             partition.transit += amount;
-            partition.payers.put(row.id, payer);
+            long there = Long.remainderUnsigned(payee, SLOTS) % partitions.size();
+            partition.payers.put(new Numbered(there, partition.sent.merge(there, 1L, Long::sum)), payer);
         } else {
             add(payee, amount);
         }
