@@ -227,8 +227,7 @@ class Follower:
     """A book that follows a log from its beginning, as a projector's does."""
 
     def __init__(self, world: World, partition: int) -> None:
-        windows = world.plan.windows._asdict()
-        self.replay = Replay(ledger.new_book(partition, world.partitions, **windows, capacity=CAPACITY))
+        self.replay = Replay.from_start(partition, world.partitions, world.plan.windows, CHAIN_KEY)
         self.last_ns = 0
         self.reader = Reader(NodeJournal(world.journal, None), partition, CHAIN_KEY)
         self._log = world.journal.logs[partition]

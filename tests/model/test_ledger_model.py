@@ -96,7 +96,7 @@ class Partition:
     def __init__(self, number: int) -> None:
         self.number = number
         windows = {"id_window_ns": ID_WINDOW, "id_skew_ns": ID_SKEW, "refund_window_ns": REFUND_WINDOW}
-        self.book = ledger.new_book(number, 2, **windows, capacity=CAPACITIES[number])
+        self.book = ledger.new_book(number, 2, **windows, capacity=CAPACITIES[number], secret=b"model")
         self.model = Ledger(number, 2, ID_WINDOW, ID_SKEW, REFUND_WINDOW, CAPACITIES[number])
         self.last = 0
         self.sound = True  # nothing has differed
