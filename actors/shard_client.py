@@ -1,8 +1,11 @@
-"""What a Serve replica (and a shard, for its legs) holds: account → shard, and few batches per shard at a time.
+"""What a Serve replica (and a shard, for its legs) holds: id → shard, and few batches per shard at a time.
 
 Calls gather in a channel while the batches before them are on their way; no timers. A lost link is made again with what
 the directory says then, and the same ids are sent again until each call's deadline. A call that was sent never raises:
 rows whose outcome could not be learnt in time are `Code.UNSURE`, and repeating their ids is safe.
+
+That nothing was done is said only of what was sent once at most. A refusal that depends on the moment, such as for want
+of room, says of what was sent before only that it was not done again: such rows are UNSURE too.
 """
 
 from __future__ import annotations
@@ -39,13 +42,16 @@ _STALL_S: Final = 0.5
 _BACKOFF_S: Final = (0.01, 0.5)
 # Plain integers on the hot path: on Python 3.11 an enum's member is looked up by a function.
 _INTERNAL: Final = tuple(map(int, (Kind.EXPIRE, Kind.CREDIT_LEG, Kind.SETTLE, Kind.REVERT)))
-_DEPOSIT: Final = int(Kind.DEPOSIT)
 _LINKED: Final = int(Flag.LINKED)
 _IN_FLIGHT: Final = int(Code.IN_FLIGHT)
+_SLOT: Final = 0xFFF  # the bits of an id that say its slot
+_DOUBTFUL: Final = (Code.OVERLOADED, Code.NOT_SERVING, Code.BOOK_FULL, Code.OUTBOX_FULL, Code.CHAIN_REFUSED)
+# What another attempt, at another moment, need not have met.
+_OF_THE_MOMENT: Final = tuple(map(int, (*_DOUBTFUL, Code.ID_IN_FUTURE, Code.ID_EXPIRED)))
 
 
 class ShardUnavailable(Exception):  # noqa: N818
-    """A read could not be answered before its deadline."""
+    """A read was not answered before its deadline, or by a shard that has too much to do or does not serve now."""
 
 
 class Outcome(NamedTuple):
@@ -76,16 +82,18 @@ class ShardStats:
     accounts: int
     transfers: int
     ids: int
+    ids_window_s: float  # age of the oldest id that is remembered
     holds: int
     in_flight: int
     transit: int  # balance of the transit account, centavos
     queue_rows: int
+    read_rows: int  # accounts that wait to be read
     outbox_rows: int
-    stuck_legs: int  # credit legs refused as too old: an operator must look
     groups: int
     rows: int
     last_append_ms: float
-    lease_ms: float  # what is left of it
+    clock_ns: int  # what its machine's clock says
+    clock_ahead_s: float  # how far that is ahead of what can be believed; while it is not 0 the shard does not serve
 
 
 Tell = Callable[[Array, dict[int, int]], None]
@@ -147,8 +155,9 @@ class _Call:
         if self.waiting == 0:
             self.future.set_result((answers, self.positions))
 
-    def part_later(self, part: _Part, rows: Array) -> None:
+    def part_later(self, part: _Part, rows: Array, positions: dict[int, int]) -> None:
         """Some rows of a part are final, the IN_FLIGHT ones are not: keep what is, in case the deadline comes."""
+        merge_positions(self.positions, positions)
         final = rows["code"] != Code.IN_FLIGHT
         places = np.arange(part.count) if part.places is None else part.places
         self.collect()[places[final]] = rows[final]
@@ -166,7 +175,7 @@ class _Call:
 class _Part:
     """What one shard gets of a call."""
 
-    __slots__ = ("call", "count", "data", "note_bytes", "notes", "pending", "places", "start")
+    __slots__ = ("call", "count", "data", "note_bytes", "notes", "pending", "places", "sent_before", "start")
 
     def __init__(self, call: _Call, data: bytes, count: int, notes: Notes | None, places: Array | None) -> None:
         self.call = call
@@ -177,6 +186,7 @@ class _Part:
         self.places = places  # its rows' numbers in the call; None = all of them
         self.start = 0  # its first row's number in the batch that carries it
         self.pending = 0  # rows that the batch's answer left IN_FLIGHT
+        self.sent_before = False  # on a link that was lost
 
 
 class _Channel:
@@ -217,6 +227,8 @@ class _Channel:
 
     def put_back(self, parts: list[_Part]) -> None:
         """Before all others, in their order: they are sent again."""
+        for part in parts:
+            part.sent_before = True
         self.queue.extendleft(reversed(parts))
         self.rows += sum(part.count for part in parts)
 
@@ -241,6 +253,13 @@ class _Batch:
         last = self.parts[-1]
         return last.start + last.count
 
+    def doubt(self, rows: Array) -> None:
+        """Whose refusal another attempt may have escaped, is told UNSURE. What is sent again goes first in a batch."""
+        for part in self.parts:
+            if not part.sent_before:
+                return
+            _doubt(rows[part.start : part.start + part.count])
+
 
 class _Lane:
     """Everything between this process and one shard."""
@@ -251,6 +270,7 @@ class _Lane:
         self.events = _Channel(client.events)
         self.reads = _Channel(FrameType.READ)
         self.questions = _Channel(FrameType.STATS)
+        self.clocks = _Channel(FrameType.CLOCK)
         self.sent: dict[int, _Batch] = {}
         self._client = client
         self._link: Link | None = None
@@ -264,7 +284,7 @@ class _Lane:
     @property
     def channels(self) -> tuple[_Channel, ...]:
         """Each type of request gathers by itself."""
-        return self.events, self.reads, self.questions
+        return self.events, self.reads, self.questions, self.clocks
 
     def put(self, channel: _Channel, part: _Part) -> None:
         """Queue a part; what comes within the same turn of the loop travels together."""
@@ -315,7 +335,10 @@ class _Lane:
 
     def _answered(self, request: int, batch: _Batch, answer: frames.Answer) -> None:
         rows, positions = answer.rows, answer.positions
-        open_rows = rows["code"] == _IN_FLIGHT if batch.channel is self.events else None
+        open_rows = None
+        if batch.channel is self.events:
+            batch.doubt(rows)
+            open_rows = rows["code"] == _IN_FLIGHT
         if open_rows is None or not open_rows.any():
             del self.sent[request]
             for part in batch.parts:
@@ -340,7 +363,7 @@ class _Lane:
             if part.pending == part.count:
                 continue
             if part.pending:
-                part.call.part_later(part, rows[part.start : end])
+                part.call.part_later(part, rows[part.start : end], positions)
             else:
                 part.call.part_done(part, rows[part.start : end], positions)
 
@@ -350,6 +373,7 @@ class _Lane:
         indices = later.indices
         if len(indices) == 0 or int(indices.max()) >= len(batch.rows):
             raise Malformed("rows that were not asked")
+        _doubt(later.rows)  # they were done, whatever stands in the way of learning how
         batch.positions = dict(batch.positions)
         merge_positions(batch.positions, later.positions)
         if batch.starts is None:
@@ -380,7 +404,7 @@ class _Lane:
                 batch.open_parts -= 1
                 part.call.part_done(part, own, batch.positions)
             else:
-                part.call.part_later(part, own)
+                part.call.part_later(part, own, batch.positions)
 
     def lost(self, link: Link) -> None:
         """See `Receiver`: everything unanswered is sent again on the next link."""
@@ -510,8 +534,9 @@ class ShardClient:
     async def apply(self, rows: Array, notes: Notes | None, deadline: float) -> Outcome:
         """Apply `rows`: (n,) EVENT of any mix of shards, `notes` one per row or None. Never raises for what was sent.
 
-        Rows unknown at the deadline are UNSURE, rows that found the queue full OVERLOADED (they were not applied).
-        A chain of linked rows must lie on one shard and end within `rows`, else its rows are NOT_LINKABLE.
+        Each row goes to the shard of the slot that its id says. Rows unknown at the deadline are UNSURE. When too many
+        wait here already, all of `rows` are OVERLOADED and none was sent; a shard may say so of its own. A chain of
+        linked rows must lie on one shard and end within `rows`, else its rows are NOT_LINKABLE.
 
         Raises:
             ValueError: an internal kind of event, or notes of another number than rows.
@@ -556,6 +581,8 @@ class ShardClient:
         found = States(*await call.future)
         if (found.states["code"] == Code.OVERLOADED).any():
             raise ShardUnavailable("a shard has too much to do")
+        if (found.states["code"] == Code.NOT_SERVING).any():
+            raise ShardUnavailable("a shard does not serve: its clock is not believed")
         return found
 
     async def heads(self, deadline: float) -> dict[int, int]:
@@ -564,14 +591,12 @@ class ShardClient:
         Raises:
             ShardUnavailable: a shard did not answer before the deadline.
         """
-        calls = []
-        for partition in range(self.partitions):
-            call = self._call(deadline, 0, ACCOUNT)
-            self._put(call, [(partition, _Part(call, b"", 0, None, None))], "reads")
-            calls.append(call.future)
+        asked = (self._ask(partition, "reads", deadline, ACCOUNT) for partition in range(self.partitions))
         heads: dict[int, int] = {}
-        for answer in await asyncio.gather(*calls):
-            merge_positions(heads, answer[1])
+        for _, positions in await asyncio.gather(*asked):
+            merge_positions(heads, positions)
+        if len(heads) < self.partitions:
+            raise ShardUnavailable("a shard does not serve: its clock is not believed")
         return {partition: offset + 1 for partition, offset in heads.items()}
 
     async def stats(self, deadline: float) -> list[ShardStats]:
@@ -589,11 +614,17 @@ class ShardClient:
         Raises:
             ShardUnavailable: it did not answer before the deadline.
         """
-        call = self._call(deadline, 0, None)
-        self._put(call, [(partition, _Part(call, b"", 0, None, None))], "questions")
-        numbers, _ = await call.future
-        known = {field.name for field in fields(ShardStats)}
-        return ShardStats(**{name: value for name, value in numbers.items() if name in known})
+        numbers, _ = await self._ask(partition, "questions", deadline)
+        return _stats(numbers)
+
+    async def accept_clock(self, partition: int, deadline: float) -> ShardStats:
+        """An operator's word that the clock of a shard's machine is right as it is; how the shard is doing then.
+
+        Raises:
+            ShardUnavailable: it did not answer before the deadline.
+        """
+        numbers, _ = await self._ask(partition, "clocks", deadline)
+        return _stats(numbers)
 
     def legs(self, partition: int, rows: Array) -> asyncio.Future[tuple[Array, dict[int, int]]]:
         """Send credit legs until they are answered, however long that takes: (n,) RESULT and the positions."""
@@ -610,14 +641,16 @@ class ShardClient:
             await lane.close()
 
     def _apply_one(self, call: _Call, row: bytes, notes: Notes | None) -> None:
-        debit, credit, kind, flags = _ROUTE.unpack(row)
+        id_lo, kind, flags = _ROUTE.unpack(row)
         if kind in _INTERNAL:
             raise ValueError("an internal kind of event")
         if call.future.done():
             return  # the client is closed
-        account = credit if kind == _DEPOSIT else debit
-        lane = self._lanes[(account % SLOTS) % self.partitions]
-        if flags & _LINKED:
+        slot = id_lo & _SLOT
+        lane = self._lanes[slot % self.partitions]
+        if slot >= SLOTS:
+            _refuse(call, Code.INVALID_ID)
+        elif flags & _LINKED:
             _refuse(call, Code.NOT_LINKABLE)
         elif lane.events.rows >= self._queue_rows_max:
             _refuse(call, Code.OVERLOADED)
@@ -628,22 +661,34 @@ class ShardClient:
         if bool(np.isin(rows["kind"], _INTERNAL).any()):
             raise ValueError("an internal kind of event")
         call = self._call(deadline, len(rows), RESULT)
-        homes = _homes(rows, self.partitions)
-        refused = _unlinkable(rows, homes)
+        slots = (rows["id_lo"] & np.uint64(_SLOT)).astype(np.int64)
+        homes = slots % self.partitions
+        refused = _misplaced(rows, slots, homes)
         if refused is not None:
-            call.collect()["code"][refused] = Code.NOT_LINKABLE
-            homes[refused] = self.partitions  # no shard's
+            here = refused != 0
+            call.collect()["code"][here] = refused[here]
+            homes[here] = self.partitions  # no shard's
+        counts = np.bincount(homes, minlength=self.partitions).tolist()
+        most = self._queue_rows_max + frames.ROWS_MAX
+        if any(count and lane.events.rows + count > most for lane, count in zip(self._lanes, counts, strict=False)):
+            if not call.future.done():
+                _refuse(call, Code.OVERLOADED)
+            return call
         parts: list[tuple[int, _Part]] = []
         for partition in range(self.partitions):
-            places = np.flatnonzero(homes == partition)
-            if len(places) == 0:
-                continue
-            if self._lanes[partition].events.rows + len(places) > self._queue_rows_max + frames.ROWS_MAX:
-                call.collect()["code"][places] = Code.OVERLOADED
-                continue
-            parts.extend((partition, part) for part in _parts(call, rows, notes, places))
+            if counts[partition]:
+                places = np.flatnonzero(homes == partition)
+                parts.extend((partition, part) for part in _parts(call, rows, notes, places))
         self._put(call, parts, "events")
         return call
+
+    def _ask(
+        self, partition: int, channel: str, deadline: float, dtype: np.dtype[Any] | None = None
+    ) -> asyncio.Future[Any]:
+        """Ask one shard something that has no rows."""
+        call = self._call(deadline, 0, dtype)
+        self._put(call, [(partition, _Part(call, b"", 0, None, None))], channel)
+        return call.future
 
     def _call(
         self, deadline: float, size: int, dtype: np.dtype[Any] | None, future: asyncio.Future[Any] | None = None
@@ -672,7 +717,7 @@ class ShardClient:
         self._ticking = self.loop.call_later(_TICK_S, self._tick) if busy else None
 
 
-_ROUTE: Final = struct.Struct("<32xQQ48xHH4x")
+_ROUTE: Final = struct.Struct("<8xQ80xHH4x")
 
 
 def _refuse(call: _Call, code: Code) -> None:
@@ -681,24 +726,35 @@ def _refuse(call: _Call, code: Code) -> None:
     call.future.set_result((answers, {}))
 
 
-def _homes(rows: Array, partitions: int) -> Array:
-    """The partition that each row goes to: its debit account's, but the payee's for deposits."""
-    account = np.where(rows["kind"] == Kind.DEPOSIT, rows["credit"], rows["debit"])
-    return ((account % np.uint64(SLOTS)) % np.uint64(partitions)).astype(np.int64)
+def _doubt(rows: Array) -> None:
+    """UNSURE for each code that another attempt need not have met."""
+    codes = rows["code"]
+    codes[np.isin(codes, _OF_THE_MOMENT)] = Code.UNSURE
 
 
-def _unlinkable(rows: Array, homes: Array) -> Array | None:
-    """Mask of the rows whose chain spans shards, is left open at the end, or is longer than a batch may be."""
+def _misplaced(rows: Array, slots: Array, homes: Array) -> Array | None:
+    """(n,) codes of the rows that no shard is asked about, 0 for the others: ids that say no slot, and chains that span
+    shards, are left open at the end, or are longer than a batch may be."""
+    strange = slots >= SLOTS
     linked = (rows["flags"] & Flag.LINKED) != 0
+    codes = np.where(strange, Code.INVALID_ID, 0)
     if not linked.any():
-        return None
-    first = np.concatenate(([True], ~linked[:-1]))
-    starts = np.flatnonzero(first)
+        return codes if strange.any() else None
+    starts = np.flatnonzero(np.concatenate(([True], ~linked[:-1])))
     lengths = np.diff(starts, append=len(rows))
     spans = np.minimum.reduceat(homes, starts) != np.maximum.reduceat(homes, starts)
-    refused = spans | (lengths > frames.ROWS_MAX)
-    refused[-1] |= linked[-1]
-    return np.repeat(refused, lengths)
+    unlinkable = spans | (lengths > frames.ROWS_MAX)
+    unlinkable[-1] |= linked[-1]
+    broken = np.repeat(np.logical_or.reduceat(strange, starts), lengths)
+    codes[np.repeat(unlinkable, lengths) & ~broken] = Code.NOT_LINKABLE
+    codes[broken & ~strange] = Code.CHAIN_REFUSED
+    return codes
+
+
+def _stats(numbers: Mapping[str, Any]) -> ShardStats:
+    """What a shard told of itself; a newer one may tell more."""
+    known = {field.name for field in fields(ShardStats)}
+    return ShardStats(**{name: value for name, value in numbers.items() if name in known})
 
 
 def _parts(call: _Call, rows: Array, notes: Notes | None, places: Array) -> list[_Part]:
@@ -737,7 +793,7 @@ def _cuts(rows: Array, notes: Notes | None) -> list[tuple[int, int]]:
 
 
 def _encode(kind: FrameType, request: int, parts: list[_Part]) -> bytes:
-    if kind is FrameType.STATS:
+    if kind is FrameType.STATS or kind is FrameType.CLOCK:
         return frames.frame(kind, request)
     data = [part.data for part in parts]
     if kind is FrameType.READ:

@@ -1,8 +1,9 @@
 """The shard's door: framed streams from replicas and other shards, and the same frames as single calls.
 
 A stream begins with a hello that shows the engine's secret; before that nothing is looked at, and nothing large is
-received. A frame that does not fit the protocol ends its stream, with nothing of it applied. A peer that does not read
-its answers is not read from either.
+received. A frame that does not fit the protocol ends its stream, with nothing of it applied; so does a request whose
+number is not above the last one's, and so a stream carries each request once at most. A peer that does not read its
+answers is not read from either.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def dispatch(
     elif kind is FrameType.LEGS:
         rows, _ = frames.decode_events(kind, payload)
         shard.legs(rows, replies, request)
-    elif kind is FrameType.STATS:
+    elif kind in {FrameType.STATS, FrameType.CLOCK}:
+        if kind is FrameType.CLOCK:
+            shard.accept_clock()
         answer = json.dumps({**stats(), **shard.stats()}).encode()
         replies.write(frames.frame(FrameType.STATS_ANSWER, request, answer))
     else:
@@ -110,6 +113,7 @@ class _Stream(FrameProtocol, Answers):
         self._server = server
         self._welcomed = False
         self._stopped = False
+        self._request = 0  # the last one's number
         self._hello_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -135,6 +139,9 @@ class _Stream(FrameProtocol, Answers):
     def on_frame(self, kind: FrameType, request: int, payload: bytearray) -> None:
         """Hello first, then requests."""
         if self._welcomed:
+            if request <= self._request:
+                raise Malformed("a request's number came again")
+            self._request = request
             dispatch(self._server.shard, self._server.identity, kind, request, payload, self)
         elif kind is FrameType.HELLO:
             self._greet(frames.decode_hello(payload))

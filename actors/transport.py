@@ -115,7 +115,7 @@ class _ClientStream(FrameProtocol):
     def __init__(self, partition: int, receiver: Receiver) -> None:
         super().__init__(frames.HELLO_MAX)
         self.partition = partition
-        self.epoch = 0
+        self.epoch = -1  # not welcomed yet; a ledger's first shard has the epoch 0
         self._receiver: Receiver | None = receiver
         self._welcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -155,5 +155,5 @@ class _ClientStream(FrameProtocol):
         if not self._welcome.done():
             self._welcome.set_exception(Unreachable(f"partition {self.partition}: refused or lost ({exc})"))
         receiver, self._receiver = self._receiver, None
-        if receiver is not None and self.epoch:
+        if receiver is not None and self.epoch >= 0:
             receiver.lost(self)

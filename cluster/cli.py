@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Coroutine
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,7 +39,9 @@ def up(
     port: Annotated[int | None, typer.Option(help="HTTP port; 0 picks a free one.  [default: 8000]")] = None,
     tls_port: Annotated[int | None, typer.Option(help="HTTPS port; 0: no HTTPS.  [default: 8443]")] = None,
     vault_port: Annotated[int | None, typer.Option(help="The vault's port; 0: no vault.  [default: 8444]")] = None,
-    shards: Annotated[int | None, typer.Option(help="Shards of a new ledger, a power of two.  [default: 2]")] = None,
+    shards: Annotated[
+        int | None, typer.Option(help="Shards of a new ledger, a power of two.  [default: by the cores]")
+    ] = None,
     journal: Annotated[JournalKind | None, typer.Option(help="Where the journal lies.  [default: postgres]")] = None,
     demo: Annotated[bool, typer.Option("--demo", help="Run the demo once when ready.")] = False,
 ) -> None:
@@ -202,6 +206,47 @@ def rebuild(data: Data = None) -> None:
         asyncio.run(run(settings_of(data=data), say=lambda line: out.print(line, markup=False)))
     except EngineError as error:
         fail(str(error), 1)
+
+
+clock = typer.Typer(help="What the shards' clocks say, and whether they are believed.", invoke_without_command=True)
+app.add_typer(clock, name="clock")
+
+
+@clock.callback()
+def clock_show(context: typer.Context, data: Data = None, as_json: Json = False) -> None:
+    """Show what each shard's clock says; exit 3 when one is not believed, so that its shard does not serve."""
+    if context.invoked_subcommand is None:
+        from cluster.clock import show
+
+        _show_clocks(show(directory_of(data)), as_json)
+
+
+@clock.command("accept")
+def clock_accept(data: Data = None, as_json: Json = False) -> None:
+    """Go on with the clocks as they are now: they are right, whatever the last stamps were."""
+    from cluster.clock import accept
+
+    _show_clocks(accept(directory_of(data)), as_json)
+
+
+def _show_clocks(asked: Coroutine[Any, Any, list[dict[str, Any]]], as_json: bool) -> None:
+    try:
+        found = asyncio.run(asked)
+    except EngineError as error:
+        fail(str(error), 1)
+    if as_json:
+        out.print(json.dumps({"clocks": found}), markup=False)
+    else:
+        clocks = Table("shard", "clock", "believed", title="Clocks", title_justify="left")
+        for one in found:
+            said = (
+                datetime.fromtimestamp(one["clock_ns"] // 10**9, UTC).isoformat() if one["reached"] else "not reached"
+            )
+            ahead = one["clock_ahead_s"]
+            clocks.add_row(one["name"], said, f"[red]no, {ahead:.0f} s ahead[/]" if ahead else "yes" * one["reached"])
+        out.print(clocks)
+    if any(one["clock_ahead_s"] for one in found):
+        raise typer.Exit(3)
 
 
 services = typer.Typer(

@@ -40,11 +40,16 @@ from deployments.problems import MEDIA_TYPE, Problem
 _log = logging.getLogger(__name__)
 
 _BUFFER_BYTES: Final = 64 * 1024
-"""HAProxy's buffer: a request that fits (less its header and 2 KiB) is complete before a replica sees it, and can be
-sent again when a replica dies."""
+"""HAProxy's buffer: a request that fits (less its header and 2 KiB) is complete before a replica sees it. Lost with its
+replica, it is sent again if it is a read, and told to be `unsure` if not."""
 
 _CHUNKED_BYTES: Final = 32 * 1024
 """The largest chunked body. Below what the buffer has left beside the longest header, so that fitting is certain."""
+
+_QUOTA_ANSWERS: Final = 10
+"""So often in a second a replica tells a caller that it is beyond its quota; more of its writes are refused here."""
+
+_UNANSWERED: Final = "The request was sent, or may have been, and no answer came back."
 
 _HEADER_BYTES_MAX: Final = _BUFFER_BYTES - _CHUNKED_BYTES - 8 * 1024
 
@@ -77,6 +82,8 @@ class Application:
     host: str = "127.0.0.1"
     prefixes: tuple[str, ...] = ()  # of the path; the one application without any takes what is left
     networks: tuple[str, ...] = ()  # who may come in, by the connection's true source; empty: everybody
+    apart: tuple[str, ...] = ()  # paths that neither wait for requests nor take their place: answers that last, health
+    replicas: int = 1  # at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +115,11 @@ class GatewayConfig:
     connections_max: int = 4096
     connections_per_address: int = 2048
     per_address_rate: int = 200_000  # requests in ten seconds
-    in_flight_max: int = 1024  # requests per application at its replicas
-    queue_max: int = 2048  # requests per application that wait for them; more are refused
+    # Reads, and as many writes, at an application's replicas, for each that there may be. It keeps one busy and is less
+    # than what it takes itself: to wait here costs nothing, to wait there costs as much again as the work.
+    in_flight_max: int = 256
+    apart_max: int = 1024  # of what is kept apart, per application
+    queue_max: int = 2048  # requests per application that wait for its replicas, reads and writes apart
     body_bytes_max: int = 8 * 1024 * 1024
     header_bytes_max: int = 16 * 1024
     headers_max: int = 64
@@ -119,7 +129,7 @@ class GatewayConfig:
     body_timeout_s: float = 10  # for a body that fits the buffer
     client_timeout_s: float = 30  # without a byte from, or taken by, a client
     keep_alive_timeout_s: float = 65  # between two requests
-    connect_timeout_s: float = 1
+    connect_timeout_s: float = 2.5  # a replica that leaves drops attempts; the kernel repeats them after a second
     queue_timeout_s: float = 5
     server_timeout_s: float = 15  # longer than the application's own deadline, whose answer is better than ours
     stop_timeout_s: float = 10  # for requests in progress at a stop
@@ -149,7 +159,6 @@ def render(config: GatewayConfig) -> str:
         client_timeout=_ms(config.client_timeout_s),
         server_timeout=_ms(config.server_timeout_s),
         queue_timeout=_ms(config.queue_timeout_s),
-        in_flight=config.in_flight_max,
         http_bind=_bind(config.host, config.http_port),
         tls_bind=_tls_bind(config),
         connections_per_address=config.connections_per_address,
@@ -160,7 +169,10 @@ def render(config: GatewayConfig) -> str:
         chunked_bytes=_CHUNKED_BYTES,
         secret=config.secret,
         timeout=_answer(problems.TIMEOUT, "The rest of the request did not come."),
-        unsure=_answer(problems.UNSURE, "The request was sent, or may have been, and no answer came back."),
+        unsure=_answer(problems.UNSURE, _UNANSWERED),
+        lost=_answer(problems.UNSURE, _UNANSWERED, request_id="%[req.hdr(x-request-id)]"),
+        beyond=_answer(problems.QUOTA_EXCEEDED, "You have sent more than your share."),
+        quota_answers=_QUOTA_ANSWERS,
         too_many=_answer(problems.OVERLOADED, "Too many requests came from this address."),
         malformed=_answer(problems.MALFORMED, "The method, the target, the version or the host is not acceptable."),
         headers_too_large=_answer(problems.HEADERS_TOO_LARGE, f"Headers may have {header_bytes} bytes."),
@@ -172,7 +184,7 @@ def render(config: GatewayConfig) -> str:
         routes="\n".join(_route(application) for application in config.applications),
         closed="\n".join(_closed(door.application) for door in config.doors),
         doors="\n\n".join(_frontend(config.host, door) for door in config.doors),
-        backends="\n\n".join(_backend(application, config.queue_max) for application in applications),
+        backends="\n\n".join(_backend(application, config) for application in applications),
     )
 
 
@@ -250,12 +262,12 @@ def _closed(application: Application) -> str:
     return f"    http-request return status 404 {closed} if {_below(application)}"
 
 
-def _answer(problem: Problem, detail: str) -> str:
+def _answer(problem: Problem, detail: str, *, request_id: str = "%ID") -> str:
     """The arguments of `http-error` and `http-request return` after the status."""
     document = {"type": problem.type, "title": problem.title, "status": problem.status, "detail": detail}
     text = json.dumps(document).replace("'", "\\u0027").replace("%", "%%")
     retry = f"hdr Retry-After {problem.retry_after_s} " if problem.retry_after_s else ""
-    return f'{retry}content-type {MEDIA_TYPE} lf-string \'{text[:-1]}, "request_id": "%ID"}}\''
+    return f'{retry}content-type {MEDIA_TYPE} lf-string \'{text[:-1]}, "request_id": "{request_id}"}}\''
 
 
 def _route(application: Application) -> str:
@@ -270,20 +282,37 @@ def _below(application: Application) -> str:
     return f"{{ path {exact} }} or {{ path_beg {below} }}"
 
 
-def _backend(application: Application, queue_max: int) -> str:
-    """Refuse without sending where that is certain: the answer then may say that nothing happened."""
+def _backend(application: Application, config: GatewayConfig) -> str:
+    """Refuse without sending where that is certain: the answer then may say that nothing happened.
+
+    Writes, reads and what is kept apart are three servers, though they are the same replicas: each has its own number
+    of requests in flight, and its own queue, so that none takes the others' place. A write that is lost has to go to
+    another server, and only `lost` has weight enough to be one; a read is bound to its own.
+    """
+    name, address = application.name, _bind(application.host, application.port)
     forbidden = _answer(problems.FORBIDDEN, "This address may not use the service.")
     overloaded = _answer(problems.OVERLOADED, "Too many requests wait already.")
     unavailable = _answer(problems.UNAVAILABLE, "No replica of the service is up.")
+    in_flight, full = config.in_flight_max * application.replicas, config.queue_max
+    apart = " ".join(application.apart)
+    reads = f"METH_GET !{{ path {apart} }}" if apart else "METH_GET"
+    beside = f"{address} no-check track {name}/writes weight 0"
     lines = [
-        f"backend {application.name} from common",
-        f"    http-request return status 503 {unavailable} if {{ nbsrv({application.name}) eq 0 }}",
-        f"    http-request return status 429 {overloaded} if {{ queue({application.name}) ge {queue_max} }}",
-        f"    server replicas {_bind(application.host, application.port)}",
-    ]
-    if application.networks:
-        allowed = " ".join(application.networks)
-        lines.insert(1, f"    http-request return status 403 {forbidden} if !{{ src {allowed} }}")
+        f"backend {name} from common",
+        *([f"    http-request return status 403 {forbidden} if !{{ src {' '.join(application.networks)} }}"]
+          if application.networks else []),
+        f"    http-request return status 503 {unavailable} if !{{ srv_is_up({name}/writes) }}",
+        f"    http-request return status 429 {overloaded} if {reads} {{ srv_queue({name}/reads) ge {full} }}",
+        f"    http-request return status 429 {overloaded} if !METH_GET {{ srv_queue({name}/writes) ge {full} }}",
+        "    force-persist if METH_GET",
+        *([f"    use-server apart if {{ path {apart} }}"] if apart else []),
+        "    use-server reads if METH_GET",
+        "    use-server writes if TRUE",
+        f"    server writes {address} weight 0 maxconn {in_flight}",
+        f"    server reads {beside} maxconn {in_flight}",
+        *([f"    server apart {beside} maxconn {config.apart_max}"] if apart else []),
+        "    server lost unix@lost.sock no-check",
+    ]  # fmt: skip
     return "\n".join(lines)
 
 

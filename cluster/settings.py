@@ -6,6 +6,8 @@ The `razao` command's options override what the environment says. Nothing below 
 from __future__ import annotations
 
 import ipaddress
+import math
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
@@ -14,9 +16,35 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from deployments.auth.issuers import Provider
+from deployments.quotas import OPERATOR, PERSON, Allowance
+from storage.events import AMOUNT_MAX
 
 _HOUR_S = 3600
 _DAY_S = 24 * _HOUR_S
+
+
+def cores() -> int:
+    """Cores that this process may use: those that it is bound to, fewer where a control group gives it less time."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(bound, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such group, or "max": no limit
+        return bound
+
+
+def shards_for(count: int) -> int:
+    """How many shards so many cores are best used by: one up to seven, else the power of two at or below a quarter.
+
+    A payment between two shards is three steps instead of one, so a second shard has to bring more than that; and each
+    needs a replica or two, the gateway and the journal beside it.
+    """
+    return 1 << max(0, (count // 4).bit_length() - 1)
+
+
+def replicas_for(count: int) -> int:
+    """Most replicas of payments that so many cores carry. Another one on a busy core makes all of them slower."""
+    return max(1, count // 2)
 
 
 class JournalKind(StrEnum):
@@ -96,7 +124,13 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="HTTP port of the gateway; 0 picks a free one.")
     tls_port: int = Field(8443, ge=0, le=65535, description="HTTPS port of the gateway; 0 means no HTTPS.")
     tls_certificate: Path | None = Field(None, description="PEM file with certificate and key; default: made at start.")
-    shards: int = Field(2, ge=1, le=1024, description="Partitions of a new ledger; a power of two, fixed afterwards.")
+    shards: int = Field(
+        default_factory=lambda: min(1024, shards_for(cores())),
+        ge=1,
+        le=1024,
+        description="Partitions of a new ledger; a power of two, fixed afterwards. Default: 1 up to 7 cores, else the "
+        "power of two at or below a quarter of the cores.",
+    )
     journal: JournalKind = Field(JournalKind.POSTGRES, description="Where the journal lies.")
     kafka_bootstrap: str | None = Field(
         None, description="host:port,… of the Kafka cluster to use; default: a broker of the engine's own."
@@ -121,8 +155,12 @@ class Settings(BaseSettings):
     snapshots: str | None = Field(None, description="Where snapshots go, a pyarrow.fs URI; default: DATA/snapshots.")
 
     replicas_min: int = Field(1, ge=1, description="Fewest replicas of the payments application.")
-    replicas_max: int = Field(2, ge=1, description="Most replicas of the payments application.")
-    requests_max: int = Field(512, ge=1, description="Requests in progress per replica; more wait.")
+    replicas_max: int = Field(
+        default_factory=lambda: replicas_for(cores()),
+        ge=1,
+        description="Most replicas of the payments application. Default: half as many as there are cores.",
+    )
+    requests_max: int = Field(512, ge=2, description="Requests in progress per replica, half of them reads; more wait.")
     requests_waiting_max: int = Field(1024, ge=0, description="Requests waiting per replica; more get 429.")
     deadline_s: float = Field(10.0, gt=0, description="How long a request may take before its outcome is 'unsure'.")
     shard_queue_max: int = Field(131_072, ge=1, description="Events waiting per shard; more get 429.")
@@ -132,7 +170,27 @@ class Settings(BaseSettings):
     limit_raise_delay_s: int = Field(_DAY_S, ge=0, description="How long a raise of a limit waits.")
     hold_default_s: int = Field(7 * _DAY_S, ge=1, description="Life of a hold that names none.")
     hold_max_s: int = Field(30 * _DAY_S, ge=1, description="Longest life of a hold.")
+    deposit_max: int = Field(
+        10**15,
+        ge=1,
+        le=AMOUNT_MAX,
+        description="Most centavos that one deposit may bring; 10**15 are about Brazil's GDP of a year.",
+    )
     repeated_tax_ids: bool = Field(False, description="Accept CPFs of one repeated digit, as in capacity tests.")
+    subject_rows_rate: float = Field(
+        PERSON.rows_rate, gt=0, description="Transfers a second of one subject in the long run; more get 429."
+    )
+    subject_rows_burst: float = Field(PERSON.rows_burst, gt=0, description="As many at once after a rest.")
+    subject_refused_rate: float = Field(
+        PERSON.refused_rate, gt=0, description="Refused transfers a second of one subject, beyond as many as settle."
+    )
+    subject_refused_burst: float = Field(PERSON.refused_burst, gt=0, description="As many at once after a rest.")
+    operator_rows_rate: float = Field(
+        OPERATOR.rows_rate, gt=0, description="The same of one subject with the scope ledger:operate."
+    )
+    operator_rows_burst: float = Field(OPERATOR.rows_burst, gt=0, description="As many at once after a rest.")
+    operator_refused_rate: float = Field(OPERATOR.refused_rate, gt=0, description="Its refused transfers a second.")
+    operator_refused_burst: float = Field(OPERATOR.refused_burst, gt=0, description="As many at once after a rest.")
     per_address_rate: int = Field(200_000, ge=1, description="Requests per ten seconds and client address.")
 
     token_issuer: str = Field("razao", description="`iss` that access tokens must carry.")
@@ -182,11 +240,27 @@ class Settings(BaseSettings):
     )
     mongo_driver: MongoDriver = Field(MongoDriver.MOTOR, description="motor or pymongo.")
     mongo_database: str = Field("razao", pattern=r"^[a-zA-Z0-9_-]{1,63}$", description="The database there.")
-    vault_replicas_max: int = Field(2, ge=1, description="Most replicas of the vault.")
-    score_replicas_max: int = Field(2, ge=1, description="Most replicas of the score.")
-    trace_replicas_max: int = Field(2, ge=1, description="Most replicas of the trace.")
+    vault_replicas_max: int = Field(
+        default_factory=lambda: min(2, replicas_for(cores())),
+        ge=1,
+        description="Most replicas of the vault. Default: 2, on fewer than 4 cores 1.",
+    )
+    score_replicas_max: int = Field(
+        default_factory=lambda: min(2, replicas_for(cores())),
+        ge=1,
+        description="Most replicas of the score. Default: 2, on fewer than 4 cores 1.",
+    )
+    trace_replicas_max: int = Field(
+        default_factory=lambda: min(2, replicas_for(cores())),
+        ge=1,
+        description="Most replicas of the trace. Default: 2, on fewer than 4 cores 1.",
+    )
 
-    ray_cpus: int = Field(4, ge=1, description="CPUs that Ray believes it has; actors ask for fractions.")
+    ray_cpus: int = Field(
+        default_factory=lambda: max(4, cores()),
+        ge=1,
+        description="CPUs that Ray believes it has; actors ask for fractions. Default: as many as cores, at least 4.",
+    )
     object_store_mb: int = Field(128, ge=80, description="Ray's object store.")
     dashboard_port: int = Field(0, ge=0, le=65535, description="Port of the Ray dashboard; 0 picks a free one.")
     snapshot_every_records: int = Field(20_000, ge=1, description="Journal records between snapshots.")
@@ -250,6 +324,20 @@ class Settings(BaseSettings):
         if len(set(names)) != len(names) or {self.token_issuer, self.public_url} & set(names):
             raise ValueError("two issuers have the same name or address")
         return self
+
+    @property
+    def person_allowance(self) -> Allowance:
+        """What one subject may send and be refused."""
+        return Allowance(
+            self.subject_rows_rate, self.subject_rows_burst, self.subject_refused_rate, self.subject_refused_burst
+        )
+
+    @property
+    def operator_allowance(self) -> Allowance:
+        """The same of one that may act for everybody."""
+        return Allowance(
+            self.operator_rows_rate, self.operator_rows_burst, self.operator_refused_rate, self.operator_refused_burst
+        )
 
     @property
     def trusts_embedded_key(self) -> bool:

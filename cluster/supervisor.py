@@ -28,6 +28,7 @@ from cluster.services.kafka import KafkaError, KafkaServer
 from cluster.settings import Ingress, Settings
 from cluster.shard_watch import ShardWatch
 from cluster.stores import broker_of, prepare_stores, settle_journal, start_broker
+from deployments import payments_events
 from deployments.auth.keys import ensure_keys
 from deployments.listener import shared_socket
 
@@ -239,7 +240,10 @@ class Supervisor:
     def _gateway_config(self, port: int, tls_port: int, plan: Plan) -> GatewayConfig:
         settings = self._settings
         certificate = self._certificate
-        tiers = {"score": plan.score_port, "trace": plan.trace_port}
+        tiers = {
+            "score": (plan.score_port, settings.score_replicas_max),
+            "trace": (plan.trace_port, settings.trace_replicas_max),
+        }
         doors = []
         if plan.vault_port and certificate is not None:
             vault = Application("vault", plan.vault_port, prefixes=("/vault",), networks=settings.vault_networks)
@@ -252,13 +256,23 @@ class Supervisor:
             certificate=certificate,
             applications=[
                 Application("identity", plan.identity_port, prefixes=("/auth", "/oauth", "/.well-known")),
-                *(Application(tier, at, prefixes=(f"/{tier}",)) for tier, at in tiers.items() if at),
-                Application("payments", plan.application_port),
+                *(
+                    Application(tier, at, prefixes=(f"/{tier}",), replicas=most)
+                    for tier, (at, most) in tiers.items()
+                    if at
+                ),
+                Application(
+                    "payments",
+                    plan.application_port,
+                    apart=(payments_events.PATH, "/healthz"),
+                    replicas=settings.replicas_max,
+                ),
             ],
             doors=doors,
             secret=plan.secrets.gateway_secret,
             run_dir=self.data.run,
             per_address_rate=settings.per_address_rate,
+            in_flight_max=max(1, settings.requests_max // 2),
         )
 
     def _make_certificate(self, tls_port: int) -> Path | None:

@@ -31,7 +31,7 @@ class Problem:
     explanation: str
     retryable: bool = False
     retry_after_s: int | None = None
-    in_path: int | None = None  # the status when the thing is named in the path, not in the body
+    also: int | None = None  # a second status that it may come with; the explanation says when
 
     @property
     def type(self) -> str:
@@ -41,7 +41,7 @@ class Problem:
     @property
     def statuses(self) -> tuple[int, ...]:
         """Every status that it may come with."""
-        return (self.status,) if self.in_path is None else (self.status, self.in_path)
+        return (self.status,) if self.also is None else (self.status, self.also)
 
 
 INSUFFICIENT_FUNDS: Final = Problem(
@@ -58,7 +58,7 @@ UNKNOWN_ACCOUNT: Final = Problem(
     "There is no such account",
     "No account has this id. The status is 404 when the account is named in the path, 422 when it is named in "
     "the body.",
-    in_path=404,
+    also=404,
 )
 ACCOUNT_CLOSED: Final = Problem(
     "account-closed",
@@ -96,16 +96,18 @@ ID_CONFLICT: Final = Problem(
     "id-conflict",
     409,
     "The id was used with other content",
-    "The id, or the Idempotency-Key, was seen before with another body. Nothing was done. Send the first content "
-    "to get "
-    "the first answer again, or a new id.",
+    "The id, or the Idempotency-Key, was used before with other content: another body, of a batch also other rows, "
+    "another order or other links. This request changed nothing; what was sent first under the id stands. Send the "
+    "first content to get the first answer again, or a new id.",
 )
 ID_EXPIRED: Final = Problem(
     "id-expired",
     422,
     "The id is too old",
     "An id is a UUIDv7, and its time is older than the window in which ids are remembered (48 hours unless set "
-    "otherwise), so it could not be told from a late retry. Look the transfer up, or send a new id.",
+    "otherwise, less while the memory is full), so it cannot be told from a late repeat. This request changed nothing. "
+    "What was sent under the id before, if anything was, may have been carried out: look the transfer up before you "
+    "send a new id.",
 )
 ID_IN_FUTURE: Final = Problem(
     "id-in-future",
@@ -116,10 +118,12 @@ ID_IN_FUTURE: Final = Problem(
 INVALID_ID: Final = Problem(
     "invalid-id",
     400,
-    "The id is not a UUID of version 7",
-    "An `id` is a UUID of version 7 (RFC 9562) in its 36-character form. Leave it out, or send an "
-    "Idempotency-Key, when "
-    "you cannot make one.",
+    "The id is not one that this event can have",
+    "An `id` is a UUID of version 7 (RFC 9562) in its 36-character form; what is none gets status 400. Its last three "
+    "digits say where it lies: they are the debited account's number modulo 1024 (of a deposit the credited one's) in "
+    "hexadecimal. With others the status is 422, and `expected` is the same id with the right digits. Nothing was "
+    "done. Leave the id out, or send an Idempotency-Key, when you cannot make one.",
+    also=422,
 )
 UNKNOWN_TRANSFER: Final = Problem(
     "unknown-transfer",
@@ -185,7 +189,7 @@ LINKED_FAILED: Final = Problem(
     "linked-failed",
     422,
     "Another transfer of the chain was refused",
-    "Linked transfers happen all or not at all. The one that was refused for its own sake says why.",
+    "Linked transfers happen all or not at all. None of this chain's did; the one refused for its own sake says why.",
 )
 NOT_LINKABLE: Final = Problem(
     "not-linkable",
@@ -348,8 +352,19 @@ OVERLOADED: Final = Problem(
     "overloaded",
     429,
     "Too much is waiting",
-    "The service has as much work as it can finish in time, or the caller sends too much. Nothing was done. Wait as "
-    "long as `Retry-After` says, and send the same request again.",
+    "The service has as much work as it can finish in time, or too much comes from this address. This request changed "
+    "nothing. What you sent before under the same `id` or Idempotency-Key may have been carried out all the same. "
+    "Wait as long as `Retry-After` says, and send the same request again, with the same id.",
+    retryable=True,
+    retry_after_s=1,
+)
+QUOTA_EXCEEDED: Final = Problem(
+    "quota-exceeded",
+    429,
+    "The caller sends more than its share",
+    "One subject has sent more transfers, or more that were refused, than it may for the time being. This request "
+    "changed nothing. What you sent before under the same `id` or Idempotency-Key may have been carried out all the "
+    "same. Wait as long as `Retry-After` says, and send the same request again, with the same id.",
     retryable=True,
     retry_after_s=1,
 )
@@ -357,9 +372,9 @@ UNSURE: Final = Problem(
     "unsure",
     503,
     "The outcome is not known yet",
-    "The request may or may not have been carried out. It is safe to send it again with the same `id`: it cannot "
-    "happen "
-    "twice. `GET /v1/transfers/{id}` tells the outcome as well.",
+    "The request may or may not have been carried out. Send it again with the same `id` or Idempotency-Key: it cannot "
+    "happen twice, and the answer is its outcome. Without either, send the `id` of this answer along; if it has none, "
+    "look first whether it happened. `GET /v1/transfers/{id}` tells the outcome as well.",
     retryable=True,
     retry_after_s=1,
 )
@@ -367,7 +382,9 @@ UNAVAILABLE: Final = Problem(
     "unavailable",
     503,
     "A part of the service does not answer",
-    "A shard or the query store is restarting. Nothing was changed. Send the request again.",
+    "A shard or the query store is restarting. This request was not sent there and changed nothing. What you sent "
+    "before under the same `id` or Idempotency-Key may have been carried out all the same. Send the same request "
+    "again, with the same id.",
     retryable=True,
     retry_after_s=1,
 )
@@ -383,7 +400,8 @@ BOOK_FULL: Final = Problem(
     "book-full",
     503,
     "The ledger is full",
-    "A table of the shard has reached its capacity. Operators must make room; nothing was changed.",
+    "A table of the shard has reached its capacity, and operators must make room. This request changed nothing, and "
+    "its id is not used up. Send the same request again later, with the same id.",
     retryable=True,
     retry_after_s=60,
 )
@@ -391,8 +409,8 @@ INTERNAL_ERROR: Final = Problem(
     "internal-error",
     500,
     "Something went wrong here",
-    "An error that we did not foresee. It is in our log under `request_id`. A change can safely be sent again with the "
-    "same `id`.",
+    "An error that we did not foresee. It is in our log under `request_id`. A change may or may not have been made; "
+    "send it again with the same `id`: it cannot happen twice.",
     retryable=True,
 )
 
@@ -446,6 +464,7 @@ CATALOGUE: Final[tuple[Problem, ...]] = (
     NOT_FOUND,
     METHOD_NOT_ALLOWED,
     OVERLOADED,
+    QUOTA_EXCEEDED,
     UNSURE,
     UNAVAILABLE,
     NOT_CAUGHT_UP,

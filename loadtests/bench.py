@@ -24,10 +24,10 @@ import orjson
 import typer
 from rich.console import Console
 
-from loadtests import bench_http, bench_kafka, bench_recovery, bench_tiers
+from loadtests import bench_http, bench_kafka, bench_recovery, bench_shipped, bench_tiers
 from loadtests.bench_http import Funded
 from loadtests.rows import DURABLE, MEMORY, READ, UNFLUSHED, Goal, Row, table
-from loadtests.stacks import engine, razao, taking_turns
+from loadtests.stacks import engine, razao, shipped, taking_turns
 
 _console = Console(stderr=True, highlight=False)
 
@@ -65,7 +65,7 @@ class Bench:
         return self.shared[shards]
 
     def engines(self) -> list[Funded]:
-        """One with one shard, the fastest on two cores, and the default one with two: half of it is cross-shard."""
+        """One with one shard, the fastest on two cores, and one with two, where half of it is cross-shard."""
         return [self.engine(shards) for shards in (1, 2)]
 
 
@@ -166,6 +166,22 @@ def singles(bench: Bench) -> list[Row]:
     return bench_http.singles(bench.engines(), rounds=bench.rounds, seconds=bench.seconds, say=bench.say)
 
 
+def as_shipped(bench: Bench) -> list[Row]:
+    """The engine without options: against the peer, under a crowd, what follows a transfer, and one greedy caller."""
+    options = {"rounds": bench.rounds, "seconds": bench.seconds, "say": bench.say}
+    bench.say("starting Razao as it is shipped")
+    with shipped(bench.directory / "shipped") as running, ExitStack() as held:
+        for other, _ in bench.shared.values():
+            other.hold()
+            held.callback(other.wake)
+        accounts = running.open_accounts(bench_http.ACCOUNTS, seed=8)
+        made = bench_shipped.singles(running, accounts, **options)  # type: ignore[arg-type]
+        made += bench_shipped.overload(running, accounts, **options)  # type: ignore[arg-type]
+        made += bench_shipped.look_ups(running, accounts, **options)  # type: ignore[arg-type]
+        made += bench_shipped.greedy(running, accounts, seconds=4 * bench.seconds, say=bench.say)
+    return made
+
+
 def constants(bench: Bench) -> list[Row]:
     """Single transfers over HTTP against constant routes."""
     return bench_http.constants(bench.engines(), rounds=bench.rounds, seconds=bench.seconds, say=bench.say)
@@ -220,6 +236,7 @@ SECTIONS: Final[dict[str, Callable[[Bench], list[Row]]]] = {
     "recovery": recovery,
     "batches": batches,
     "singles": singles,
+    "shipped": as_shipped,
     "constants": constants,
     "kafka": kafka,
     "tiers": tiers,

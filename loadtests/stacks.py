@@ -24,6 +24,7 @@ import orjson
 import psutil
 import uvloop
 
+from cluster.data import DataDirectory
 from cluster.processes import free_ports
 from loadtests import traffic
 from loadtests.generator import Report, run
@@ -120,10 +121,13 @@ def taking_turns(stacks: Sequence[Stack]) -> Iterator[Callable[[Stack], None]]:
 class Engine(Stack):
     """A whole Razao, started by its own command in a directory of its own."""
 
-    def __init__(self, data: Path, port: int, pid: int, seconds_to_ready: float, *, shards: int) -> None:
-        super().__init__(f"razao/{shards}", port, [pid], "/healthz")
+    def __init__(self, data: Path, port: int, pid: int, seconds_to_ready: float) -> None:
+        running = DataDirectory(data).running()
+        assert running is not None
+        super().__init__(f"razao/{running.shards}", port, [pid], "/healthz")
         self.data = data
-        self.shards = shards
+        self.shards = running.shards
+        self.dsn = running.dsn
         self.host = f"127.0.0.1:{port}"
         self.seconds_to_ready = seconds_to_ready
         self.token = razao("token", "--sub", "bench", "--scope", SCOPES, "--expires-in", "86400", "--data", str(data))
@@ -197,12 +201,33 @@ def engine(
         RuntimeError: it ended, or was not ready in time.
     """
     (port,) = free_ports(1)
-    log = data.parent / f"{data.name}.log"
-    command = [str(_RAZAO), "up", "--data", str(data), "--port", str(port), "--tls-port", "0", "--shards", str(shards)]
-    command += ["--journal", journal]
+    options = ["--port", str(port), "--tls-port", "0", "--shards", str(shards), "--journal", journal]
     # A benchmark is one client address; the rate limit per address is not what it measures.
-    environment = {"RAZAO_TIERS": "", **os.environ, "RAZAO_PER_ADDRESS_RATE": "10000000", "PYTHONUNBUFFERED": "1"}
+    environment = {"RAZAO_TIERS": "", **os.environ, "RAZAO_PER_ADDRESS_RATE": "10000000"}
     environment |= {f"RAZAO_{name.upper()}": value for name, value in settings.items()}
+    with _started(data, port, options, environment) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def shipped(data: Path) -> Iterator[Engine]:
+    """Razao as `razao up` starts it without options, but for where it lies and listens; stopped at the end.
+
+    Raises:
+        RuntimeError: as `engine`.
+    """
+    port, tls_port, vault_port = free_ports(3)
+    options = ["--port", str(port), "--tls-port", str(tls_port), "--vault-port", str(vault_port)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAZAO_")}
+    with _started(data, port, options, environment) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def _started(data: Path, port: int, options: list[str], environment: dict[str, str]) -> Iterator[Engine]:
+    log = data.parent / f"{data.name}.log"
+    command = [str(_RAZAO), "up", "--data", str(data), *options]
+    environment["PYTHONUNBUFFERED"] = "1"
     begun = time.monotonic()
     with log.open("a+") as output:
         process = subprocess.Popen(
@@ -210,7 +235,7 @@ def engine(
         )
         try:
             _await_ready(process, log, output.tell(), port)
-            yield Engine(data, port, process.pid, time.monotonic() - begun, shards=shards)
+            yield Engine(data, port, process.pid, time.monotonic() - begun)
         finally:
             _stop(process, data)
 

@@ -18,7 +18,7 @@ from actors.shard_client import Outcome, ShardClient
 from actors.shard_server import ShardServer
 from actors.transport import Address, TcpTransport
 from storage import ids
-from storage.events import EVENT, NO_LIMIT, Code, Flag, Kind
+from storage.events import EVENT, NO_LIMIT, SLOTS, Code, Flag, Kind
 from storage.journal import Journal, Stored, Writer
 from storage.record import Reader, Record
 
@@ -35,13 +35,22 @@ def account(partition: int, number: int = 1) -> int:
 
 
 def event(kind: Kind, debit: int = 0, credit: int = 0, amount: int = 0, **columns: int) -> np.ndarray:
-    """(1,) EVENT with a fresh id."""
+    """(1,) EVENT with a fresh id in the slot of the account that decides it."""
     row = np.zeros(1, EVENT)
     row["id_hi"], row["id_lo"] = ids.uuid7(time.time_ns() // 10**6)
     row["kind"], row["debit"], row["credit"], row["amount"] = kind, debit, credit, amount
     for name, value in columns.items():
         row[name] = value
-    return row
+    return slotted(row)
+
+
+def slotted(rows: np.ndarray) -> np.ndarray:
+    """Rows whose ids say the slot of the account that decides each."""
+    slots = np.where(rows["kind"] == Kind.DEPOSIT, rows["credit"], rows["debit"]) % np.uint64(SLOTS)
+    of_holds = (rows["kind"] == Kind.POST) | (rows["kind"] == Kind.VOID)
+    slots = np.where(of_holds, rows["ref_lo"] & np.uint64(0xFFF), slots)
+    rows["id_lo"] = rows["id_lo"] & ~np.uint64(0xFFF) | slots
+    return rows
 
 
 def opening(number: int) -> np.ndarray:
@@ -62,12 +71,16 @@ class HandClock:
     def __init__(self) -> None:
         self.wall_offset_s = 0.0
         self.monotonic_offset_s = 0.0
+        self.is_synchronised = False
 
     def wall_ns(self) -> int:
         return time.time_ns() + int(self.wall_offset_s * 1e9)
 
     def monotonic(self) -> float:
         return time.monotonic() + self.monotonic_offset_s
+
+    def synchronised(self) -> bool:
+        return self.is_synchronised
 
 
 class GatedJournal:
@@ -78,6 +91,7 @@ class GatedJournal:
         self.gate = asyncio.Event()
         self.gate.set()
         self.appends = 0
+        self.confirms = 0
         self.waiting = asyncio.Event()
 
     async def create(self, partitions: int) -> None:
@@ -116,6 +130,7 @@ class _GatedWriter:
         return await self._writer.append(payload)
 
     async def confirm(self) -> None:
+        self._gated.confirms += 1
         await self._writer.confirm()
 
     async def close(self) -> None:
@@ -168,7 +183,7 @@ class Ledger:
         journal: Journal | None = None,
         windows: Windows = Windows(),  # noqa: B008 - immutable
         snapshots: LoadSnapshot | None = None,
-        known_dead: Callable[[Mapping[str, Any]], bool] = lambda _: True,
+        capacity: Capacity = CAPACITY,
         identity: Mapping[str, Any] | None = None,
     ) -> Running:
         """Start a shard and put it into the directory."""
@@ -181,9 +196,8 @@ class Ledger:
             chain_key=CHAIN_KEY,
             name=f"shard-{partition:03d}",
             windows=windows,
-            capacity=CAPACITY,
+            capacity=capacity,
             identity=identity or {"host": "here", "pid": next(_numbers), "start": 0},
-            known_dead=known_dead,
         )
         ended: list[BaseException] = []
         shard = Shard(recovery, peers, on_fatal=ended.append, clock=clock, limits=limits)
@@ -236,6 +250,11 @@ class Ledger:
         """What the journal has."""
         reader = Reader(self.journal, partition, CHAIN_KEY)
         return [found async for found in reader.records()]
+
+
+def asked(running: Running) -> int:
+    """Requests that wait for their turn."""
+    return sum(len(source.requests) for source in running.shard._queue.sources.values())
 
 
 async def until(condition: Callable[[], bool], within_s: float = 10.0) -> None:

@@ -16,7 +16,7 @@ from actors.frames import FrameType, Malformed
 from actors.shard_server import ShardServer
 from storage.events import ACCOUNT, EVENT, RESULT, Code, Flag, Kind
 from storage.journal.postgres import PostgresJournal
-from tests.actors.shard_harness import SECRET, Ledger, Running, account, event, until
+from tests.actors.shard_harness import SECRET, Ledger, Running, account, asked, event, until
 
 A, B = account(0, 1), account(0, 2)
 
@@ -89,8 +89,8 @@ async def test_a_hello_for_another_shard_is_refused_with_this_ones_epoch(one: Le
     assert await one.available(A) == 1_000
 
 
-def events(kind: FrameType = FrameType.APPLY, *rows: np.ndarray) -> bytes:
-    return frames.encode_events(kind, 9, [row.tobytes() for row in rows], None)
+def events(kind: FrameType = FrameType.APPLY, *rows: np.ndarray, request: int = 9) -> bytes:
+    return frames.encode_events(kind, request, [row.tobytes() for row in rows], None)
 
 
 def resized(data: bytes, change: int) -> bytes:
@@ -129,10 +129,20 @@ async def test_a_frame_that_does_not_fit_ends_its_stream_and_nothing_of_it_is_ap
     assert one.shards[0].shard.serving
 
 
+@pytest.mark.parametrize("second", [1, 8, 9])
+async def test_a_stream_carries_each_request_once_at_most(one: Ledger, second: int) -> None:
+    row = event(Kind.TRANSFER, A, B, 1)
+    again = events(FrameType.APPLY, event(Kind.TRANSFER, A, B, 10), request=second)
+    assert len(await talk(one.shards[0], events(FrameType.APPLY, row), again)) in {0, 32}  # the welcome, no answer
+    await until(lambda: not asked(one.shards[0]))
+    assert await one.available(A) == 999
+
+
 async def test_bytes_may_come_in_any_pieces(one: Ledger) -> None:
     rows = [event(Kind.TRANSFER, A, B, 1) for _ in range(3)]
     large = np.concatenate([event(Kind.TRANSFER, A, B, 1) for _ in range(800)])
-    data = hello() + b"".join(events(FrameType.APPLY, row) for row in rows) + events(FrameType.APPLY, large)
+    data = hello() + b"".join(events(FrameType.APPLY, row, request=n + 1) for n, row in enumerate(rows))
+    data += events(FrameType.APPLY, large)
     reader, writer = await asyncio.open_connection("127.0.0.1", one.shards[0].port)
     for start in range(0, 602, 7):
         writer.write(data[start : start + 7])
@@ -149,11 +159,11 @@ async def test_bytes_may_come_in_any_pieces(one: Ledger) -> None:
 async def test_a_peer_that_does_not_read_is_not_read_from(one: Ledger) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", one.shards[0].port, limit=1 << 10)
     writer.write(hello())
-    question = frames.encode_read(1, [np.array([A, 0], np.uint64).tobytes()] * 8_000)
+    wanted = [np.array([A, 0], np.uint64).tobytes()] * 8_000
 
     async def push() -> None:
-        for _ in range(400):
-            writer.write(question)
+        for number in range(1, 400):
+            writer.write(frames.encode_read(number, wanted))
             async with asyncio.timeout(1.0):
                 await writer.drain()
 

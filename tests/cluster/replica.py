@@ -28,7 +28,7 @@ BIG_BYTES = 32 * 1024 * 1024
 
 
 class Replica:
-    """The application. Paths: /hold, /die, /die-once, /fail, /refuse, /big; all others tell what they were sent."""
+    """The application. Paths: /hold, /die, /die-once, /fail, /refuse, /beyond, /big; all others tell what was sent."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -63,6 +63,8 @@ class Replica:
             case "/refuse":
                 problem = b'{"type":"/problems/internal-error","status":500}'
                 return await _answer(send, 500, b"application/problem+json", problem)
+            case "/beyond":
+                return await _answer(send, 429, b"application/problem+json", b"{}", (b"razao-quota", b"exceeded"))
             case "/big":
                 return await _answer(send, 200, b"application/octet-stream", bytes(BIG_BYTES))
         answer = {
@@ -77,8 +79,8 @@ class Replica:
         return await _answer(send, 200, b"application/json", json.dumps(answer).encode())
 
 
-async def _answer(send: Send, status: int, media_type: bytes, body: bytes) -> None:
-    headers = [(b"content-type", media_type), (b"content-length", str(len(body)).encode())]
+async def _answer(send: Send, status: int, media_type: bytes, body: bytes, *more: tuple[bytes, bytes]) -> None:
+    headers = [(b"content-type", media_type), (b"content-length", str(len(body)).encode()), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 

@@ -36,7 +36,7 @@ from storage import ids
 SECRET = "gateway-secret-0123456789"
 QUICK_S = 0.4  # the low time-outs of these tests
 PATIENCE_S = 15.0
-BUFFER = 48 * 1024  # what the gateway promises to hold whole and to send again
+BUFFER = 48 * 1024  # what the gateway promises to hold whole
 
 
 @dataclass
@@ -125,7 +125,7 @@ class Site:
         return [fields for fields in map(str.split, lines) if fields[2] == path]
 
     def statistics(self, name: str) -> dict[str, str]:
-        """Of the backend's `name` (BACKEND or the server)."""
+        """Of the backend's `name` (BACKEND or one of its servers)."""
         return statistics(self.config.run_dir, "payments", name)
 
 
@@ -530,7 +530,7 @@ def test_stalled_clients_hold_no_replica(build: Callable[..., Site]) -> None:
             connection = stack.enter_context(site.connect())
             connection.sendall(post("/never", b"a" * 1000)[:-1])
         assert all(site.get("/x").status == 200 for _ in range(10))
-        assert site.statistics("replicas")["scur"] == "0"
+        assert site.statistics("writes")["scur"] == "0"
 
 
 def test_a_client_that_does_not_read_is_cut_off_and_frees_the_replica(build: Callable[..., Site]) -> None:
@@ -578,16 +578,42 @@ def test_more_connections_than_an_address_may_have_are_closed(build: Callable[..
             connection.close()
 
 
-def test_a_full_queue_is_429_and_the_waiting_ones_are_served(build: Callable[..., Site]) -> None:
+@pytest.mark.parametrize("waits", ["GET", "POST"])
+def test_a_full_queue_is_429_and_the_waiting_ones_are_served_and_it_is_not_the_others_queue(
+    build: Callable[..., Site], waits: str
+) -> None:
     site = build(in_flight_max=1, queue_max=1, client_timeout_s=PATIENCE_S)
-    first = in_background(lambda: site.get("/hold"))
+
+    def write(path: str) -> Answer:
+        return site.post(path, b"{}")
+
+    ask, other, server = (site.get, write, "reads") if waits == "GET" else (write, site.get, "writes")
+    first = in_background(lambda: ask("/hold"))
     wait_until(lambda: site.seen("/hold"), "the replica got the first")
-    second = in_background(lambda: site.get("/x"))
-    wait_until(lambda: site.statistics("BACKEND")["qcur"] + site.statistics("replicas")["qcur"] != "00", "one waits")
-    assert_problem(site.get("/never"), 429, problems.OVERLOADED)
+    second = in_background(lambda: ask("/x"))
+    wait_until(lambda: site.statistics(server)["qcur"] == "1", "one waits")
+    assert_problem(ask("/never"), 429, problems.OVERLOADED)
+    assert other("/y").status == 200
     (site.directory / "release").touch()
     assert (first().status, second().status) == (200, 200)
     assert site.seen("/never") == []
+
+
+def test_what_is_kept_apart_neither_waits_for_requests_nor_takes_their_place(build: Callable[..., Site]) -> None:
+    port = free_ports(1)[0]
+    site = build(
+        in_flight_max=1,
+        client_timeout_s=PATIENCE_S,
+        applications=[Application("payments", port, apart=("/hold", "/z"))],
+    )
+    site.app_port = port
+    site.start_replica()
+    wait_until(lambda: site.get("/x").status == 200, "the replica is noticed")
+    lasting = [in_background(lambda: site.get("/hold")) for _ in range(3)]
+    wait_until(lambda: len(site.seen("/hold")) == 3, "all of them are there at once")
+    assert (site.get("/x").status, site.get("/z").status) == (200, 200)
+    (site.directory / "release").touch()
+    assert [one().status for one in lasting] == [200] * 3
 
 
 def test_waiting_too_long_for_a_replica_is_503(build: Callable[..., Site]) -> None:
@@ -599,36 +625,77 @@ def test_waiting_too_long_for_a_replica_is_503(build: Callable[..., Site]) -> No
     assert first().status == 200
 
 
+def test_who_keeps_on_writing_beyond_its_quota_is_refused_by_the_gateway_and_nobody_else(site: Site) -> None:
+    def write(path: str, token: str) -> Answer:
+        return site.send(post(path, b"{}").replace(b"Host", f"Authorization: Bearer {token}\r\nHost".encode()))
+
+    answers = [write("/beyond", "greedy") for _ in range(100)]
+    assert {answer.status for answer in answers} == {429}
+    assert not any("razao-quota" in answer.headers for answer in answers)
+    assert len(site.seen("/beyond")) < 50
+    assert_problem(answers[-1], 429, problems.QUOTA_EXCEEDED)
+    assert write("/x", "other").status == 200
+    assert site.post("/x", b"{}").status == 200
+    reading = site.send(b"GET /x HTTP/1.1\r\nHost: razao\r\nAuthorization: Bearer greedy\r\n\r\n")
+    assert reading.status == 200
+    wait_until(lambda: write("/x", "greedy").status == 200, "it may ask again a second later")
+
+
 # Replicas that die, hang or talk nonsense
 
 
-@pytest.mark.parametrize("length", [2, BUFFER])
-def test_a_request_lost_with_its_replica_is_repeated_under_the_same_id(build: Callable[..., Site], length: int) -> None:
+def test_a_read_lost_with_its_replica_goes_to_the_next_under_the_same_id(build: Callable[..., Site]) -> None:
     site = build(replicas=2)
-    answer = site.post("/die-once", b"a" * length)
+    answer = site.get("/die-once")
     assert answer.status == 200
     attempts = site.seen("/die-once")
-    assert [attempt[4] for attempt in attempts] == [str(length)] * 2
     assert attempts[0][0] != attempts[1][0]
-    assert {attempt[3] for attempt in attempts} == {answer.headers["x-request-id"]}
+    assert [attempt[3] for attempt in attempts] == [answer.headers["x-request-id"]] * 2
 
 
-def test_a_request_lost_with_the_only_replica_is_unsure(build: Callable[..., Site]) -> None:
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+@pytest.mark.parametrize("length", [2, BUFFER, 1_000_000])
+def test_no_writing_request_reaches_two_replicas(build: Callable[..., Site], method: str, length: int) -> None:
+    site = build(replicas=2)
+    answer = site.send(post("/die", b"a" * length).replace(b"POST", method.encode(), 1))
+    assert_problem(answer, 503, problems.UNSURE)
+    assert [seen[3] for seen in site.seen("/die")] == [answer.json["request_id"]]
+
+
+def test_a_write_without_a_name_is_never_answered_by_silence(build: Callable[..., Site]) -> None:
+    """HTTP clients send a request again by themselves when a connection that was used before ends without an answer."""
+    site = build(replicas=2)
+    with site.connect() as connection:
+        connection.sendall(post("/x", b"{}"))
+        assert read(connection).status == 200
+        connection.sendall(post("/die", b"{}"))
+        assert_problem(read(connection), 503, problems.UNSURE)
+    assert len(site.seen("/die")) == 1
+
+
+@pytest.mark.parametrize("named", [b'{"id":"0"}', b"{}"], ids=["id", "key"])
+def test_a_write_with_a_name_goes_to_one_replica_as_well(build: Callable[..., Site], named: bytes) -> None:
+    site = build(replicas=3)
+    request_ = post("/die", named).replace(b"Host", b"Idempotency-Key: k\r\nHost" if named == b"{}" else b"Host")
+    assert_problem(site.send(request_), 503, problems.UNSURE)
+    with site.connect() as connection:
+        connection.sendall(post("/x", named))
+        assert read(connection).status == 200
+        connection.sendall(request_)
+        assert _everything(connection) == b""
+    assert len(site.seen("/die")) == 2
+
+
+def test_a_write_lost_with_the_only_replica_is_unsure(build: Callable[..., Site]) -> None:
     site = build()
     answer = site.post("/die", b"{}")
     assert_problem(answer, 503, problems.UNSURE)
     assert site.seen("/die")[0][3] == answer.json["request_id"]
 
 
-def test_a_large_request_lost_with_its_replica_is_unsure_and_not_repeated(build: Callable[..., Site]) -> None:
-    site = build(replicas=2)
-    assert_problem(site.post("/die", bytes(1_000_000)), 503, problems.UNSURE)
-    assert len(site.seen("/die")) == 1
-
-
 def test_no_replica_is_unavailable_until_one_is_back(build: Callable[..., Site]) -> None:
     site = build(replicas=0)
-    wait_until(lambda: site.statistics("replicas")["status"] == "DOWN", "the absence is noticed")
+    wait_until(lambda: site.statistics("writes")["status"] == "DOWN", "the absence is noticed")
     assert_problem(site.get("/x"), 503, problems.UNAVAILABLE)
     site.start_replica()
     wait_until(lambda: site.get("/x").status == 200, "the replica is noticed")
@@ -701,7 +768,7 @@ def test_an_application_can_be_kept_to_networks(build: Callable[..., Site], netw
     )
     site.http_port, site.app_port = port, app_port
     site.start_replica()
-    wait_until(lambda: site.statistics("replicas")["status"] == "UP", "the replica is up")
+    wait_until(lambda: site.statistics("writes")["status"] == "UP", "the replica is up")
     answer = site.send(b"GET /x HTTP/1.1\r\nHost: razao\r\nX-Forwarded-For: 10.0.0.1\r\n\r\n")
     assert answer.status == status
     if status == 403:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from actors.recovery import Windows
 from cluster.data import DataDirectory, Secrets
 from cluster.plan import Plan, own_certificate
-from cluster.settings import Settings
+from cluster.settings import Settings, cores, replicas_for, shards_for
 
 
 def settings(**given: Any) -> Settings:
@@ -40,6 +40,30 @@ def test_the_environment_is_read_and_what_is_given_wins(monkeypatch: pytest.Monk
     monkeypatch.setenv("RAZAO_PORT", "8123")
     assert settings().port == 8123
     assert settings(port=9000).port == 9000
+
+
+@pytest.mark.parametrize(
+    ("count", "shards", "replicas"),
+    [(1, 1, 1), (2, 1, 1), (3, 1, 1), (4, 1, 2), (7, 1, 3), (8, 2, 4), (15, 2, 7), (16, 4, 8), (64, 16, 32)],
+)
+def test_shards_and_replicas_follow_the_cores(count: int, shards: int, replicas: int) -> None:
+    assert shards_for(count) == shards
+    assert replicas_for(count) == replicas
+
+
+def test_the_defaults_are_those_of_the_cores_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = settings()
+    assert (made.shards, made.replicas_max) == (shards_for(cores()), replicas_for(cores()))
+    assert "shards" not in made.model_fields_set  # so that a ledger that is there keeps its number
+    monkeypatch.setattr("cluster.settings.cores", lambda: 8192)
+    assert settings().shards == 1024
+
+
+def test_a_ceiling_of_deposits_is_an_amount() -> None:
+    assert settings().deposit_max == 10**15
+    for wrong in (0, 2**63):
+        with pytest.raises(ValidationError):
+            settings(deposit_max=wrong)
 
 
 @pytest.mark.parametrize("shards", [0, 3, 2048])

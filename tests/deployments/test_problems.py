@@ -25,7 +25,7 @@ REQUIRED = [
     "insufficient-funds", "unknown-account", "account-closed", "account-frozen", "limit-exceeded", "same-account",
     "invalid-amount", "id-conflict", "id-expired", "unknown-transfer", "not-held", "hold-expired",
     "exceeds-hold", "exceeds-original", "account-not-empty", "unauthenticated", "forbidden", "malformed",
-    "too-large", "overloaded", "unsure", "not-linkable",
+    "too-large", "overloaded", "quota-exceeded", "unsure", "not-linkable",
 ]  # fmt: skip
 
 
@@ -62,6 +62,23 @@ def test_a_problem_is_complete(problem: Problem) -> None:
     assert problem.type in page
     assert not re.search(r"(src|href)=['\"]?(https?:)?//", page)
     assert problem.type in problems_page().decode()
+
+
+@pytest.mark.parametrize("name", ["overloaded", "quota-exceeded", "unavailable", "book-full"])
+def test_what_says_that_nothing_changed_says_it_of_this_request_and_asks_for_the_same_id(name: str) -> None:
+    """An earlier attempt under the id may have been carried out; a new id would pay twice."""
+    words = BY_NAME[name].explanation
+    assert re.search(r"This request (was not sent there and )?changed nothing", words)
+    assert "nothing was done" not in words.lower()
+    assert "with the same id" in words
+    assert "new id" not in words
+
+
+@pytest.mark.parametrize("name", ["id-conflict", "id-expired"])
+def test_what_asks_for_a_new_id_says_first_what_may_have_happened_under_the_old_one(name: str) -> None:
+    words = BY_NAME[name].explanation
+    assert "This request changed nothing" in words
+    assert re.search(r"what was sent (first )?under the id", words, re.IGNORECASE)
 
 
 @pytest.mark.parametrize("code", [code for code in Code if code is not Code.OK])
