@@ -58,12 +58,13 @@ def plan_of(seed: int) -> Plan:
     limits = ShardLimits(wait_s=3.0, tick_s=0.1, overlap_rows=8)
     queue_rows = 65_536
     if die.random() < 0.3:
-        limits = ShardLimits(wait_s=1.0, tick_s=0.1, overlap_rows=8, queue_rows=die.choice([10, 30]), waiting_rows=3)
-        queue_rows = die.choice([6, 20, 65_536])
+        limits = ShardLimits(wait_s=1.0, tick_s=0.1, overlap_rows=8, queue_rows=die.choice([3, 8]), waiting_rows=2)
+        queue_rows = die.choice([1, 2, 65_536])
     capacities = [_SMALL if small else _ROOMY]
     if die.random() < 0.4:
         capacities += [_SMALL, _ROOMY] if small else [_ROOMY._replace(ids=1 << 12), _ROOMY._replace(ids=1 << 15)]
-    return Plan(partitions, windows, limits, tuple(capacities), queue_rows, faults, duration_s=6.0 if short else 2.5)
+    duration_s, pause_s = (5.0, 0.06) if short else (2.0, 0.03)
+    return Plan(partitions, windows, limits, tuple(capacities), queue_rows, faults, duration_s, pause_s)
 
 
 @dataclass(eq=False)
@@ -106,18 +107,23 @@ class Operation:
 
 
 class Client:
-    """One replica: random operations through a real `ShardClient`, every answer checked."""
+    """One caller of a replica: random operations through a real `ShardClient`, every answer checked."""
 
-    def __init__(self, world: World, shared: Shared) -> None:
+    def __init__(self, world: World, shared: Shared, beside: Client | None = None) -> None:
+        """`beside`: another one of the same replica."""
         self.world = world
         self.shared = shared
         self.die = random.Random(world.die.random())
-        self.shards = ShardClient(
-            SimTransport(world, None),
-            world.partitions,
-            clock=asyncio.get_running_loop().time,
-            queue_rows_max=world.plan.queue_rows,
-            seed=world.die,
+        self.shards = (
+            beside.shards
+            if beside is not None
+            else ShardClient(
+                SimTransport(world, None),
+                world.partitions,
+                clock=asyncio.get_running_loop().time,
+                queue_rows_max=world.plan.queue_rows,
+                seed=world.die,
+            )
         )
 
     async def work(self, until_s: float) -> None:
@@ -369,7 +375,8 @@ async def history(seed: int, plan: Plan | None = None) -> dict[str, int]:
     loop_errors: list[Mapping[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: loop_errors.append(context))
     shared = Shared(world)
-    clients = [Client(world, shared) for _ in range(3)]
+    clients = [Client(world, shared) for _ in range(2)]
+    clients += [Client(world, shared, clients[0]) for _ in range(2)]
     watchers = [Client(world, shared) for _ in range(2)]
     try:
         await world.begin()

@@ -25,7 +25,7 @@ from actors.shard_client import ShardClient
 from actors.shard_server import Answers, dispatch
 from actors.transport import Link, Receiver, Unreachable
 from storage.journal import Fenced, JournalError, OutcomeUnknown, Stored
-from storage.record import Reader
+from storage.record import Reader, Record
 from storage.snapshots import Snapshot
 from tests.model.witness import Witness
 
@@ -224,23 +224,28 @@ class SimWriter:
 
 
 class Follower:
-    """A book that follows a log from its beginning, as a projector's does."""
+    """A book that follows a log from its beginning, as a projector's does; the witness reads for it."""
 
     def __init__(self, world: World, partition: int) -> None:
         self.replay = Replay.from_start(partition, world.partitions, world.plan.windows, CHAIN_KEY)
         self.last_ns = 0
-        self.reader = Reader(NodeJournal(world.journal, None), partition, CHAIN_KEY)
-        self._log = world.journal.logs[partition]
+        self.offset = 0
+        self._entries = world.witness.partitions[partition].entries
 
     def follow(self, until: int) -> None:
         """Read up to the offset `until`."""
-        for stored in self._log[self.reader.position.offset : until]:
-            found = self.reader.take(stored)
-            if found is not None:
-                self.replay.apply(found)
-                self.last_ns = int(found.rows["at"][-1])
-            elif stored.is_open and self.reader.newest is not None:
-                self.replay.opened(self.reader.newest)
+        for entry, _ in self._entries[self.offset : until]:
+            if isinstance(entry, Record):
+                self.replay.apply(entry)
+                self.last_ns = int(entry.rows["at"][-1])
+            elif entry is not None:
+                self.replay.opened(entry)
+        self.offset = until
+
+    def snapshot(self, partition: int) -> Snapshot:
+        """As it stands."""
+        meta = {"last_ns": self.last_ns, "rules": self.replay.rules}
+        return Snapshot(partition, self._entries[self.offset - 1][1], ledger.dump(self.replay.book), meta)
 
 
 class SimSnapshots:
@@ -248,8 +253,8 @@ class SimSnapshots:
 
     def __init__(self, world: World) -> None:
         self._die = world.die
-        self._logs = world.journal.logs
-        self._saved: list[list[Snapshot]] = [[] for _ in self._logs]
+        self._witness = world.witness
+        self._saved: list[list[Snapshot]] = [[] for _ in range(world.partitions)]
         self._followers = [Follower(world, partition) for partition in range(world.partitions)]
 
     async def load(self, partition: int) -> Snapshot | None:
@@ -260,13 +265,11 @@ class SimSnapshots:
         return self._die.choice(saved) if saved and self._die.random() < 0.7 else None
 
     def _save(self, partition: int) -> None:
+        self._witness.catch_up()
         follower = self._followers[partition]
-        follower.follow(self._die.randint(follower.reader.position.offset, len(self._logs[partition])))
-        if follower.reader.position.offset == 0:
-            return  # nobody saves an empty book
-        meta = {"last_ns": follower.last_ns, "rules": follower.replay.rules}
-        arrays = ledger.dump(follower.replay.book)
-        self._saved[partition].append(Snapshot(partition, follower.reader.position, arrays, meta))
+        follower.follow(self._die.randint(follower.offset, len(self._witness.partitions[partition].entries)))
+        if follower.offset:  # nobody saves an empty book
+            self._saved[partition].append(follower.snapshot(partition))
 
 
 class NodeClock:
@@ -543,12 +546,12 @@ class World:
         self.faults = Faults.none()
         self.die = random.Random(seed)
         self.journal = SimJournal(self)
-        self.snapshots = SimSnapshots(self)
         self.witness = Witness(
             self.journal.logs,
             plan.windows,
             lambda partition: Reader(NodeJournal(self.journal, None), partition, CHAIN_KEY),
         )
+        self.snapshots = SimSnapshots(self)
         self.directory: dict[int, Node] = {}
         self.nodes: list[Node] = []
         self.current: dict[int, Node] = {}
@@ -686,7 +689,7 @@ class World:
     async def _attend_to_clock(self, node: Node) -> None:
         """An operator finds out, and puts the clock right; or believes what it says."""
         await asyncio.sleep(self.die.expovariate(1 / 0.7))
-        if node.alive and node.shard.serving and self.die.random() < 0.3:
+        if node.alive and node.shard.serving and self.die.random() < 0.15:
             node.shard.accept_clock()
             await asyncio.sleep(self.die.expovariate(1 / 0.5))
         node.clock.step(self.die.uniform(-self.slack_s, self.slack_s))

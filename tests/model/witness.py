@@ -16,7 +16,7 @@ from actors.book import Capacity
 from actors.recovery import Windows
 from storage.events import FIRST_STATELESS, Code, Kind, partition_of
 from storage.journal import Stored
-from storage.record import Reader, Record
+from storage.record import Opened, Position, Reader, Record
 from tests.model.reference import OF_SHARDS, Event, Id, Ledger, microsecond
 
 _NEVER: Final = 2**63
@@ -56,6 +56,9 @@ class Partition:
         self.reader = reader
         self.ledger = ledger
         self.record = -1  # offset of the newest that counts
+        self.entries: list[
+            tuple[Record | Opened | None, Position]
+        ] = []  # by offset; and where a reader stands after it
         self.balances: dict[int, list[tuple[int, int, int]]] = defaultdict(list)  # account -> offset, posted, pending
 
     def note_balances(self) -> None:
@@ -84,11 +87,14 @@ class Witness:
         for number, log in enumerate(self._logs):
             partition = self.partitions[number]
             for stored in log[partition.reader.position.offset :]:
-                found = partition.reader.take(stored)
-                if found is not None:
-                    self._take(number, found)
-                elif stored.is_open and partition.reader.newest is not None:
-                    partition.ledger.resize(Capacity(**partition.reader.newest.capacity))
+                entry: Record | Opened | None = partition.reader.take(stored)
+                if stored.is_open:
+                    entry = partition.reader.newest
+                partition.entries.append((entry, partition.reader.position))
+                if isinstance(entry, Record):
+                    self._take(number, entry)
+                elif entry is not None:
+                    partition.ledger.resize(Capacity(**entry.capacity))
         unproven, self._unproven = self._unproven, []
         for decision in unproven:
             assert decision.leg is not None
