@@ -28,7 +28,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 run: setup ## Start the engine with embedded defaults and a demo that shows money move; Ctrl-C stops it
-	@$(BIN)/razao up --demo
+	@$(BIN)/razao up --demo --accept-clock
 
 test: setup ## Lint, types, import rules and every test
 	@$(MAKE) --no-print-directory -j2 lint tests

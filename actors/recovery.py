@@ -121,7 +121,7 @@ class Recovery:
             Corrupt: the journal is damaged or does not say what the kernel says.
         """
         replay, position, last_ns = await self._start()
-        if position.offset > writer.epoch:
+        if position.offset > writer.epoch + 1:  # a projector may have seen the own open record already
             raise Corrupt(self.partition, position.offset, "a snapshot from after the journal's end")
         reader = Reader(self._journal, self.partition, self._chain_key, position)
         async for entry in reader.entries(writer.epoch + 1):

@@ -585,19 +585,25 @@ class ShardClient:
             raise ShardUnavailable("a shard does not serve: its clock is not believed")
         return found
 
-    async def heads(self, deadline: float) -> dict[int, int]:
-        """Per partition the offset that its next record will get, after everything received before is durable.
+    async def head(self, partition: int, deadline: float) -> int:
+        """The offset that a partition's next record will get, after everything received before is durable.
 
         Raises:
-            ShardUnavailable: a shard did not answer before the deadline.
+            ShardUnavailable: its shard did not answer before the deadline, or does not serve.
         """
-        asked = (self._ask(partition, "reads", deadline, ACCOUNT) for partition in range(self.partitions))
-        heads: dict[int, int] = {}
-        for _, positions in await asyncio.gather(*asked):
-            merge_positions(heads, positions)
-        if len(heads) < self.partitions:
+        _, positions = await self._ask(partition, "reads", deadline, ACCOUNT)
+        if partition not in positions:
             raise ShardUnavailable("a shard does not serve: its clock is not believed")
-        return {partition: offset + 1 for partition, offset in heads.items()}
+        return int(positions[partition]) + 1
+
+    async def heads(self, deadline: float) -> dict[int, int]:
+        """`head` of every partition.
+
+        Raises:
+            ShardUnavailable: as there.
+        """
+        found = await asyncio.gather(*(self.head(partition, deadline) for partition in range(self.partitions)))
+        return dict(enumerate(found))
 
     async def stats(self, deadline: float) -> list[ShardStats]:
         """How each shard is doing.

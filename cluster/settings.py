@@ -166,6 +166,20 @@ class Settings(BaseSettings):
     shard_queue_max: int = Field(131_072, ge=1, description="Events waiting per shard; more get 429.")
     shard_stall_s: float = Field(10.0, gt=0, description="A shard that answers nothing for so long is replaced.")
 
+    accounts_max: int = Field(
+        2**26, ge=2, lt=2**30, description="Accounts of a shard. This and the next five only take memory as it is used."
+    )
+    ids_max: int = Field(
+        2**28, ge=2**21, lt=2**31 - 1, description="Ids that a shard remembers; beyond, the oldest are forgotten early."
+    )
+    holds_max: int = Field(2**24, ge=2, lt=2**31 - 1, description="Holds of a shard at a time.")
+    in_flight_max: int = Field(2**22, ge=2, lt=2**31 - 1, description="Payments of a shard on their way to others.")
+    outbox_max: int = Field(2**18, ge=2, lt=2**31 - 1, description="Of these, the ones to one shard.")
+    refunds_max: int = Field(2**22, ge=2, lt=2**31 - 1, description="Refunded payments of a shard, in 90 days.")
+
+    accept_clock: bool = Field(
+        False, description="Start with the machine's clock as it is, though nothing vouches for it; see `razao clock`."
+    )
     id_window_s: int = Field(2 * _DAY_S, ge=_HOUR_S, description="How long ids are remembered.")
     limit_raise_delay_s: int = Field(_DAY_S, ge=0, description="How long a raise of a limit waits.")
     hold_default_s: int = Field(7 * _DAY_S, ge=1, description="Life of a hold that names none.")

@@ -80,7 +80,18 @@ async def _shards(data: DataDirectory) -> list[dict[str, Any]]:
 
 async def _shard(client: ShardClient, partition: int) -> dict[str, Any]:
     """What a shard says of itself; zeros for one that does not serve now."""
-    shown = ("name", "pid", "epoch", "offset", "accounts", "transfers", "holds", "in_flight", "stuck_legs")
+    shown = (
+        "name",
+        "pid",
+        "epoch",
+        "offset",
+        "accounts",
+        "transfers",
+        "holds",
+        "in_flight",
+        "ids_window_s",
+        "clock_ahead_s",
+    )
     try:
         stats = await client.shard_stats(partition, time.monotonic() + _TIMEOUT_S)
     except ShardUnavailable:

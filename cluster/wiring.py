@@ -12,6 +12,7 @@ import asyncpg
 from actors.account_shard import ShardConfig
 from actors.directory import locate_by
 from actors.feed import Publisher
+from actors.ledger import Capacity
 from actors.projection import Limits, Projection
 from actors.projector import ProjectorConfig
 from actors.ray_calls import RayTransport, actor_name
@@ -21,9 +22,10 @@ from actors.transport import TcpTransport, Transport
 from cluster.identity_wiring import Trust
 from cluster.journals import kafka_address, open_journal
 from cluster.plan import Plan
-from cluster.settings import Ingress, TransportKind
+from cluster.settings import Ingress, Settings, TransportKind
 from cluster.trace_wiring import trace_movements
 from deployments.payments import Services, create
+from deployments.quotas import Quotas
 from deployments.serving import Application, Spec
 from storage.feed import Feed
 from storage.query_store import QueryStore
@@ -56,7 +58,20 @@ def shard_config(plan: Plan, partition: int) -> ShardConfig:
         failpoints=settings.failpoints,
         last_words=plan.data.last_words(actor_name(partition)),
         windows=plan.windows,
+        capacity=capacity(settings),
         limits=ShardLimits(queue_rows=settings.shard_queue_max, pace_s=_PACE_S if plan.partitions > 1 else 0.0),
+    )
+
+
+def capacity(settings: Settings) -> Capacity:
+    """What a shard has room for. It stands in the journal, so it may be another one at each start."""
+    return Capacity(
+        accounts=settings.accounts_max,
+        ids=settings.ids_max,
+        holds=settings.holds_max,
+        in_flight=settings.in_flight_max,
+        refunds=settings.refunds_max,
+        outbox=settings.outbox_max,
     )
 
 
@@ -88,6 +103,8 @@ async def payments_application(config: dict[str, Any]) -> Application:
         hold_default_s=settings.hold_default_s,
         hold_max_s=settings.hold_max_s,
         repeated_tax_ids=settings.repeated_tax_ids,
+        quotas=Quotas(settings.person_allowance, settings.operator_allowance),
+        deposit_max=settings.deposit_max,
     )
 
     async def close() -> None:

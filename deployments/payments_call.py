@@ -31,6 +31,7 @@ from deployments.problems import (
     ProblemError,
     malformed,
 )
+from deployments.quotas import exceeded
 from deployments.request import JSON, Header, Request, require
 from storage import ids
 from storage.events import AMOUNT_MAX, FIRST_ACCOUNT, SLOTS
@@ -226,14 +227,41 @@ class Call(Request):
             rows: what this call makes.
             notes: one a row, or None.
             named: the id by which the client may send it again, should the outcome not be learnt.
+
+        Raises:
+            ProblemError: the caller has sent more than its share; nothing was sent.
         """
-        self._sent(named)
-        return await self.services.client.apply(rows, notes, self.deadline)
+        subject, operates = self._taken(len(rows))
+        results = None
+        try:
+            self._sent(named)
+            outcome = await self.services.client.apply(rows, notes, self.deadline)
+            results = outcome.results
+            return outcome
+        finally:
+            self.services.quotas.told_all(subject, results, len(rows), operator=operates)
 
     def submit(self, row: bytes, note: bytes | None, named: Id, tell: Tell) -> None:
         """The same of one event for who does not wait. See `ShardClient.submit`."""
+        subject, operates = self._taken(1)
+        quotas = self.services.quotas
+
+        def told(results: Rows, positions: dict[int, int]) -> None:
+            _, _, code, flags, _ = results.item(0)
+            quotas.told_one(subject, code, flags, operator=operates)
+            tell(results, positions)
+
         self._sent(named)
-        self.services.client.submit(row, note, self.deadline, tell)
+        self.services.client.submit(row, note, self.deadline, told)
+
+    def _taken(self, rows: int) -> tuple[str, bool]:
+        """The subject whose share these rows were taken from, and whether it operates; what became of them is told."""
+        identity = self.identified()
+        operates = OPERATE in identity.scopes
+        wait_s = self.services.quotas.take(identity.subject, rows, operator=operates)
+        if wait_s is not None:
+            raise exceeded(wait_s)
+        return identity.subject, operates
 
     def _sent(self, named: Id) -> None:
         """The one place that writes it: from here on the edge tells every failure as `unsure`."""
@@ -291,10 +319,10 @@ def read_path_account(given: str) -> int:
     raise ProblemError(UNKNOWN_ACCOUNT, "There is no such account", status=404)
 
 
-def check_amount(amount: int, field: str = "amount") -> int:
+def check_amount(amount: int, field: str = "amount", *, most: int = AMOUNT_MAX) -> int:
     """Raises ProblemError unless it is an amount."""
-    if not 0 < amount <= AMOUNT_MAX:
-        raise ProblemError(INVALID_AMOUNT, "An amount is from 1 to 9223372036854775807 centavos", field=field)
+    if not 0 < amount <= most:
+        raise ProblemError(INVALID_AMOUNT, f"This amount is from 1 to {most} centavos", field=field)
     return amount
 
 

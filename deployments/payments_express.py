@@ -78,7 +78,10 @@ class TransferRoute:
         except Exception:  # noqa: BLE001 - what is wrong, were it a fault of ours, the ordinary way finds too
             return False
         transfer = _Transfer(self, exchange, call, wanted)
-        call.submit(wanted.row, wanted.note, wanted.id, transfer.told)
+        try:
+            call.submit(wanted.row, wanted.note, wanted.id, transfer.told)
+        except ProblemError:  # beyond its share: nothing was sent, and the ordinary way says so
+            return False
         return True
 
     def refuse(self, scope: Scope, exchange: Exchange, why: Awaitable[ProblemError]) -> None:

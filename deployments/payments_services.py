@@ -8,6 +8,8 @@ from typing import Final
 from actors.shard_client import ShardClient
 from deployments.auth.issuers import Verifier
 from deployments.payments_events import EventStreams, Limits
+from deployments.quotas import Quotas
+from storage.events import AMOUNT_MAX
 from storage.feed import Feed
 from storage.query_store import QueryStore
 from storage.registry import Registry, owner_hash
@@ -49,6 +51,8 @@ class Services:
     hold_max_s: int = 30 * 86_400
     repeated_tax_ids: bool = False
     event_limits: Limits = field(default_factory=Limits)
+    quotas: Quotas = field(default_factory=Quotas)
+    deposit_max: int = AMOUNT_MAX
     actors: Actors = field(init=False)
     events: EventStreams = field(init=False)
     batch_bytes: int = field(init=False, default=0)  # bodies of batches at work

@@ -51,7 +51,7 @@ from deployments.problems import (
 )
 from deployments.request import SINGLE_BYTES_MAX, Answer, json_answer
 from storage import ids, query_store
-from storage.events import EVENT, FIRST_STATELESS, SETTLEMENT, SLOTS, Code, Kind, ResultFlag
+from storage.events import AMOUNT_MAX, EVENT, FIRST_STATELESS, SETTLEMENT, SLOTS, Code, Kind, ResultFlag
 from storage.ids import Id
 from storage.notation import CURRENCY, rfc3339
 from storage.query_store import NotYetProjected, Status
@@ -236,7 +236,7 @@ async def create_withdrawal(call: Call) -> Answer:
 
 
 async def _fund(call: Call, request: DepositRequest, kind: Kind, route: str, account: int) -> Answer:
-    amount = check_amount(request.amount)
+    amount = check_amount(request.amount, most=call.services.deposit_max if kind is Kind.DEPOSIT else AMOUNT_MAX)
     debit, credit = (SETTLEMENT, account) if kind is Kind.DEPOSIT else (account, SETTLEMENT)
     note = read_note(request.description, request.metadata)
     id_ = call.event_id(route, request.id, account)

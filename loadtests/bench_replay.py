@@ -78,7 +78,7 @@ async def _write(journal: Journal, transfers: int, accounts: int) -> bytes:
     """Journal openings, deposits and transfers as a shard would; returns the digest of its book."""
     recovery = _recovery(journal)
     writer = await recovery.fence()
-    book, chain, sequence, _, last_ns, _ = await recovery.replay(writer)
+    book, chain, sequence, _, last_ns = await recovery.replay(writer)
     numbers = np.arange(1, accounts + 1, dtype=np.uint64) * np.uint64(SLOTS)
     rng = np.random.default_rng(5)
     groups = [group for part in np.array_split(numbers, accounts // BATCH_ROWS + 1) for group in _openings(part)]

@@ -13,7 +13,7 @@ import pytest
 from actors import ledger
 from actors.recovery import Recovered, Recovery, Replay
 from storage import record
-from storage.events import BALANCE, RESULT, Code, Kind, ResultFlag
+from storage.events import BALANCE, EVENT, RESULT, Code, Kind, ResultFlag
 from storage.journal import Corrupt
 from storage.journal.postgres import PostgresJournal
 from storage.record import Opened, Record
@@ -75,7 +75,7 @@ async def test_a_kept_ledger_opens_with_the_balances_that_it_had_and_goes_on(
         book = books[account % PARTITIONS]
         state = ledger.read_accounts(book, np.array([account], np.uint64), np.zeros(1, np.uint64), ledgers.NOON)[0]
         assert (int(state["posted"]), int(state["debits_pending"])) == kept.balances[account]
-    row = np.zeros(2, record.EVENT)
+    row = np.zeros(2, EVENT)
     row["kind"], row["debit"], row["credit"], row["amount"] = Kind.TRANSFER, 2 << 10, 4 << 10, 50
     row["id_hi"], row["id_lo"] = kept.remembered
     row["id_lo"][1] += np.uint64(1 << 40)

@@ -44,7 +44,7 @@ class Desk:
     """A book of partition 0 of 2, with a clock and fresh ids, to which one speaks in short sentences."""
 
     def __init__(self, capacity: ledger.Capacity = CAPACITY, **windows: int) -> None:
-        self.book = ledger.new_book(0, 2, capacity=capacity, **windows)
+        self.book = ledger.new_book(0, 2, capacity=capacity, **windows)  # type: ignore[arg-type]
         self.now = NOON
         self.last = 0
         self.made = 0

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from actors import book as memory
-from actors import ledger
+from actors import id_memory, ledger
 from loadtests import bench_kernel
 from storage.events import BALANCE, EVENT, NO_LIMIT, RESULT, Code, Flag, Kind
 
@@ -83,11 +83,11 @@ def test_growth_never_moves_an_array_and_splits_one_bucket_at_a_time() -> None:
     book = ledger.new_book(0, 1, capacity=SMALL._replace(accounts=2**16))
     places = [array.ctypes.data for array in book]
     table = memory.ACCOUNTS + memory.BUCKETS
-    before, ids_before = 4, int(book.meta[memory.ID_BUCKETS])
+    before, ids_before = 4, int(book.meta[id_memory.ID_BUCKETS])
     last, _ = bench_kernel.apply(book, bench_kernel.openings(0, 1, NOW), NOW, 0)
     for i in range(1, 40_000):
         last, _ = bench_kernel.apply(book, bench_kernel.openings(i, 1, NOW), NOW, last)
-        after, ids_after = int(book.meta[table]), int(book.meta[memory.ID_BUCKETS])
+        after, ids_after = int(book.meta[table]), int(book.meta[id_memory.ID_BUCKETS])
         assert after - before <= memory.ACCOUNT_BUCKETS
         assert ids_after - ids_before <= 1
         before, ids_before = after, ids_after
@@ -106,7 +106,7 @@ def test_chains_stay_short() -> None:
 def test_an_account_takes_at_most_200_bytes_and_an_id_at_most_20() -> None:
     account = memory.ACCOUNT_ROW.itemsize + memory.RAISE_ROW.itemsize + 4 * memory.ACCOUNT_BUCKETS
     assert account <= 200
-    assert memory.ID_ROW.itemsize + 4 / memory.IDS_PER_BUCKET <= 20
+    assert id_memory.ID_ROW.itemsize + 4 / id_memory.IDS_PER_BUCKET <= 20
     assert memory.ACCOUNT_ROW.itemsize % 64 == 0  # cache lines
 
 
@@ -119,7 +119,7 @@ def test_measured_memory_is_what_the_structures_say() -> None:
     used = process.memory_info().rss - before
     assert ledger.stats(book)[:3] == (accounts, 0, accounts)
     huge_pages = 8 * 2**21  # each array's last page may be empty
-    assert used <= accounts * (200 + 20) + 4 * 2**memory.ID_BASE_MAX + huge_pages
+    assert used <= accounts * (200 + 20) + 4 * 2**id_memory.ID_BASE_MAX + huge_pages
 
 
 def test_a_fresh_book_takes_virtual_memory_only() -> None:
@@ -241,7 +241,7 @@ def test_another_secret_spreads_the_same_ids_another_way() -> None:
 
 WITHOUT_COMPILER = """
 import numpy as np
-from actors import ledger
+from actors import id_memory, ledger
 from tests.actors.test_ledger_memory import busy
 from tests.model.test_ledger_model import Generator, Partition, START
 import random

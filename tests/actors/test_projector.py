@@ -22,7 +22,7 @@ from storage.journal.kafka_client import KafkaAddress
 from storage.journal.postgres import PostgresJournal
 from storage.query_store import QueryStore
 from storage.snapshots import SnapshotStore
-from tests.actors.projection_history import PARTITIONS, SMALL, History
+from tests.actors.projection_history import PARTITIONS, History
 from tests.actors.test_projection import KEY, Log, as_the_history_says, journal, log, store, written
 
 __all__ = ["journal", "log", "store"]
@@ -34,8 +34,7 @@ async def make(dsn: str, directory: Path) -> Projection:
     pool = await asyncpg.create_pool(dsn, min_size=1, max_size=4)
     snapshots = SnapshotStore(directory, KEY)
     return Projection(
-        PostgresJournal(dsn), QueryStore(pool), snapshots, chain_key=KEY, capacity=SMALL,
-        limits=Limits(snapshot_records=5),
+        PostgresJournal(dsn), QueryStore(pool), snapshots, chain_key=KEY, limits=Limits(snapshot_records=5),
     )  # fmt: skip
 
 

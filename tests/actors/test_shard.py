@@ -546,3 +546,5 @@ async def test_whoever_asks_for_accounts_gets_those_he_may_see(one: Ledger) -> N
     assert await one.client.heads(time.monotonic() + 5) == {0: 2}
     stats = await one.client.stats(time.monotonic() + 5)
     assert (stats[0].accounts, stats[0].offset, stats[0].name) == (1, 2, "shard-000")
+    assert (stats[0].ids, stats[0].clock_ahead_s) == (2, 0)
+    assert 0 <= stats[0].ids_window_s < 60

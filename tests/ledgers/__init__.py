@@ -15,9 +15,10 @@ from typing import Any, Final
 import numpy as np
 
 from actors import ledger
+from actors.book import ACCOUNTS, TOP
 from actors.recovery import Replay, Windows
 from storage import ids, record
-from storage.events import EVENT, NO_LIMIT, RESULT, Code, Flag, Kind
+from storage.events import BALANCE, EVENT, NO_LIMIT, RESULT, Code, Flag, Kind
 from storage.journal import Stored
 from storage.record import Chain
 
@@ -98,7 +99,7 @@ class _Partition:
         """One record. Returns the results."""
         batch = np.concatenate(rows)
         self.last = ledger.stamp(batch, self.last + SECOND, self.last)
-        results, balances = np.zeros(len(batch), RESULT), np.zeros(len(batch), ledger.BALANCE)
+        results, balances = np.zeros(len(batch), RESULT), np.zeros(len(batch), BALANCE)
         ledger.apply(self.replay.book, batch, results, balances, -10_800)
         keep = (results["code"] < Code.ID_CONFLICT) & (results["flags"] == 0)
         assert keep.all()
@@ -128,7 +129,7 @@ def make() -> Kept:
     """Every kind of event, refusals and chains, over two partitions and three writers each."""
     one, two = _Partition(0), _Partition(1)
     a, b, c = 2 << 10, 4 << 10, 2 << 10 | 1
-    unlimited = {"amount": NO_LIMIT, "credit": 7}
+    unlimited: dict[str, Any] = {"amount": NO_LIMIT, "credit": 7}
     one.open()
     two.open()
     one.apply(*[one.row(Kind.OPEN, debit=n, ref=(NO_LIMIT, NO_LIMIT), **unlimited) for n in (a, b, 6 << 10)])
@@ -180,9 +181,9 @@ def make() -> Kept:
         one.apply(one.row(Kind.TRANSFER, debit=a, credit=b, amount=1))
     remembered = ids.in_slot(one.id(0), 0)
     one.apply(one.row(Kind.TRANSFER, id_=remembered, debit=a, credit=b, amount=50))
-    balances = {}
+    balances: dict[int, tuple[int, int]] = {}
     for partition in (one, two):
-        accounts = partition.replay.book.accounts[2 : partition.replay.book.meta[ledger.ACCOUNTS + ledger.TOP]]
+        accounts = partition.replay.book.accounts[2 : partition.replay.book.meta[ACCOUNTS + TOP]]
         balances |= {int(n["id"]): (int(n["posted"]), int(n["debits_pending"])) for n in accounts}
     return Kept([one.log, two.log], balances, remembered)
 
