@@ -98,6 +98,7 @@ class Plan:
     capacities: tuple[Capacity, ...] = (CAPACITY,)  # of first lives the first; of later ones any
     queue_rows: int = 65_536  # that wait in a client
     faults: Faults = field(default_factory=Faults)
+    journal_s: tuple[float, ...] = (0.002,)  # mean, of each step of an append; each partition has one of them
     duration_s: float = 3.0
     pause_s: float = 0.02  # mean, between what a client does
 
@@ -109,6 +110,7 @@ class SimJournal:
         self.logs: list[list[Stored]] = [[] for _ in range(world.partitions)]
         self._world = world
         self._die = world.die
+        self._step_s = [world.die.choice(world.plan.journal_s) for _ in self.logs]
 
     def for_node(self, node: Node) -> NodeJournal:
         """The journal as one process sees it: through its own freezes."""
@@ -121,9 +123,9 @@ class SimJournal:
         log.append(Stored(offset, offset if epoch is None else epoch, epoch is None, payload))
         return offset
 
-    async def pause(self) -> None:
+    async def pause(self, partition: int) -> None:
         """The time that a step takes."""
-        await asyncio.sleep(self._die.expovariate(1 / 0.002))
+        await asyncio.sleep(self._die.expovariate(1 / self._step_s[partition]))
 
     def roll(self) -> str:
         """What becomes of one append."""
@@ -157,14 +159,14 @@ class NodeJournal:
         return len(self.shared.logs)
 
     async def open(self, partition: int, payload: bytes) -> SimWriter:
-        await self.shared.pause()
+        await self.shared.pause(partition)
         epoch = self.shared.land(partition, None, payload)
-        await self.shared.pause()
+        await self.shared.pause(partition)
         await self.node.thawed()
         return SimWriter(self, partition, epoch)
 
     async def head(self, partition: int) -> int:
-        await self.shared.pause()
+        await self.shared.pause(partition)
         await self.node.thawed()
         return len(self.shared.logs[partition])
 
@@ -175,7 +177,7 @@ class NodeJournal:
         log = self.shared.logs[partition]
         for stored in log[offset : len(log) if until is None else until]:
             if self.shared._die.random() < 0.05:
-                await self.shared.pause()
+                await self.shared.pause(partition)
             yield stored
 
     async def close(self) -> None:
@@ -197,10 +199,10 @@ class SimWriter:
         fate = shared.roll()
         if fate == "late-unknown":
             shared.later(self.partition, self.epoch, payload)
-        await shared.pause()
+        await shared.pause(self.partition)
         if fate not in {"lost-unknown", "late-unknown"}:
             offset = shared.land(self.partition, self.epoch, payload)
-        await shared.pause()
+        await shared.pause(self.partition)
         await node.thawed()
         if fate != "lands":
             raise OutcomeUnknown(fate)
@@ -212,9 +214,9 @@ class SimWriter:
 
     async def confirm(self) -> None:
         shared = self._journal.shared
-        await shared.pause()
+        await shared.pause(self.partition)
         newer = any(stored.is_open for stored in shared.logs[self.partition][self.epoch + 1 :])
-        await shared.pause()
+        await shared.pause(self.partition)
         await self._journal.node.thawed()
         if newer:
             raise Fenced(f"epoch {self.epoch} was overtaken")

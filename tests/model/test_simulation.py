@@ -17,7 +17,7 @@ from actors.recovery import Replay
 from storage.events import EVENT, RESULT, Kind
 from storage.journal import Corrupt
 from storage.record import Record
-from tests.model.histories import Client, Shared, history, until_done
+from tests.model.histories import Client, Shared, all_done, history
 from tests.model.simulation import CAPACITY, EPOCH_NS, Node, Plan, SimLink, World, run
 
 FIRST_SEED: Final = int(os.environ.get("SIMULATION_SEED", "0"))
@@ -46,8 +46,7 @@ async def stopped_shards(seed: int) -> int:
     world.faults.old_news = 0.9
     shared = Shared(world)
     writer, watchers = Client(world, shared), [Client(world, shared) for _ in range(3)]
-    for operations in shared.opening():
-        await until_done(writer, operations)
+    await all_done(writer, shared.opening())
     end = world.now() + 8.0
     watching = [asyncio.ensure_future(watcher.watch(end)) for watcher in watchers]
     paying = asyncio.ensure_future(pay(writer, end))
