@@ -116,7 +116,7 @@ class Client:
         self.world = world
         self.shared = shared
         self.die = random.Random(world.die.random())
-        self.shards = (
+        self.shards: ShardClient = (
             beside.shards
             if beside is not None
             else ShardClient(
