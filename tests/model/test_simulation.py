@@ -86,6 +86,29 @@ def test_no_shard_that_was_stopped_answers_a_read_from_the_past() -> None:
     assert sum(run(stopped_shards(seed)) for seed in range(FIRST_SEED, FIRST_SEED + 25)) > 50
 
 
+def test_an_overtaken_shard_whose_clock_is_not_believed_keeps_nobody_from_its_successor() -> None:
+    async def work() -> int:
+        world = World(3, Plan(partitions=1))
+        await world.begin()
+        shared = Shared(world)
+        client = Client(world, shared)
+        await all_done(client, shared.opening())
+        overtaken = world.current[0]
+        while overtaken.clock.synchronised():
+            overtaken = world.start_node(0)  # another process, whose clock nothing vouches for
+            await overtaken.task
+            await all_done(client, [shared.event(Kind.DEPOSIT, 1, shared.accounts[0], 1)])
+        overtaken.clock.step(3 * 3600.0)
+        successor = world.start_node(0)
+        await successor.task
+        await all_done(client, [shared.event(Kind.DEPOSIT, 1, shared.accounts[0], 1)])
+        await client.shards.close()
+        await world.shut_down()
+        return len(world.nodes)
+
+    assert run(work()) >= 2
+
+
 def test_one_seed_is_one_history() -> None:
     assert run(history(11)) == run(history(11))
 
