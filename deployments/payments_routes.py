@@ -68,7 +68,7 @@ INTRODUCTION: Final = (
     "as you like: it happens once, and the first answer comes again, a refusal too, marked "
     "`Idempotency-Replayed: true`. "
     "The same id or key with other content is an `id-conflict`. Both are remembered for 48 hours unless set "
-    "otherwise; a "
+    "otherwise, or for as long as the memory reaches when more come than it holds; a "
     "UUIDv7 older than that is refused, whereas an Idempotency-Key carries no time, so its promise ends there. When an "
     "answer is `unsure`, or none came, send the same request again with the same id or key.\n\n"
     "An `id` is unique in the whole ledger, and says where it lies: its last three hexadecimal digits are the paying "

@@ -281,7 +281,7 @@ class Ledger:
     def check_id(self, event: Event) -> None:
         hi, lo = event.id
         version, variant = (hi >> 12) & 0xF, lo >> 62
-        slot = event.ref[1] & 0xFFF if event.kind in {Kind.POST, Kind.VOID} else self.decider(event) % 1024
+        slot = event.ref[1] % 1024 if event.kind in {Kind.POST, Kind.VOID} else self.decider(event) % 1024
         if version not in {7, 8} or variant != 0b10 or lo & 0xFFF != slot:
             raise Refused(Code.INVALID_ID)
 
