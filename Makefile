@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test tests lint bench lock clean
+.PHONY: help setup run test tests lint bench simulate lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -28,7 +28,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 run: setup ## Start the engine with embedded defaults and a demo that shows money move; Ctrl-C stops it
-	@$(BIN)/razao up --demo
+	@$(BIN)/razao up --demo --accept-clock
 
 test: setup ## Lint, types, import rules and every test
 	@$(MAKE) --no-print-directory -j2 lint tests
@@ -43,6 +43,10 @@ lint: setup ## Lint, format, types and import rules alone
 
 bench: setup ## Measure everything in one run; see loadtests/bench.py --help for parts of it
 	@$(BIN)/python -m loadtests.bench
+
+TIME ?= 600
+simulate: setup ## Search histories of faults on all cores for a claim that does not hold; TIME=600 seconds, SEED= replays one
+	@$(BIN)/python -m tests.model.simulate $(if $(SEED),--seed $(SEED),--time $(TIME))
 
 lock: ## Pin the newest versions that pyproject.toml allows
 	@$(PIP) install uv && $(BIN)/uv pip compile pyproject.toml --extra dev --extra services --universal --python-version 3.11 \

@@ -1,9 +1,9 @@
 """The time that stamps are made of: the machine's, believed only as far as something else speaks for it.
 
-Holds, limits and the memory of ids hang on stamps, and a stamp once given is never taken back. So one runs ahead of the
-last by no more than has passed by the monotonic clock, and a small skew. A wall clock that is further ahead needs the
-kernel's word that something keeps it right, or an operator's; without either there is no time, and whoever needs it
-must wait. One that is behind is waited for: time goes on at half its pace, so it neither jumps nor stands still.
+Holds, limits and the memory of ids hang on stamps, and a stamp once given is never taken back. So they run on by no
+more than has passed by the monotonic clock, and a small skew. A wall clock that is further ahead needs the kernel's
+word that something keeps it right, or an operator's; without either there is no time, and whoever needs it must wait.
+One that is behind is waited for: time goes on at half its pace, so it neither jumps nor stands still.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ _LOG: Final = logging.getLogger(__name__)
 _BOOTTIME: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _TIME_ERROR: Final = 5  # adjtimex(2)
 _STA_UNSYNC: Final = 0x40
+_DRIFT: Final = 2_000
+"""A wall clock may gain one part in so many on the monotonic one: 500 ppm, as much as NTP slews."""
 
 
 class Clock(Protocol):
@@ -91,34 +93,44 @@ class StampClock:
         self._name = name
         self._skew_ns = int(skew_s * 1e9)
         self._gap_ns = int(gap_s * 1e9)
-        self._given_s: float | None = None  # when `last_ns` was given; None = before this process began
+        # The wall and the monotonic clock when they were believed last, and how much the one may still gain on the
+        # other: many small steps are no more than a large one, and what it lost it may win back.
+        self._believed: tuple[int, float] | None = None
+        self._slack_ns = self._skew_ns
 
     def now_ns(self) -> int | None:
         """The time, ns since 1970 UTC; None while the wall clock is not believed."""
         wall, now_s = self._clock.wall_ns(), self._clock.monotonic()
-        if self._given_s is None:
-            passed, most = 0, self._gap_ns
+        if self._believed is None:
+            passed, gained = 0, wall - self.last_ns
+            most = self._gap_ns if self.last_ns else wall
         else:
-            passed, most = max(0, int((now_s - self._given_s) * 1e9)), self._skew_ns
-        ahead = wall - self.last_ns - passed
-        if ahead > most and self.last_ns and not self._clock.synchronised():
-            if not self.ahead_s:
-                _LOG.critical(
-                    "%s: the clock is %.1f s ahead of the last stamp; nothing is served until it is right, or an "
-                    "operator accepts it (razao clock)",
-                    self._name,
-                    ahead / 1e9,
-                )
-            self.ahead_s = ahead / 1e9
+            passed = max(0, int((now_s - self._believed[1]) * 1e9))
+            gained = wall - self._believed[0] - passed
+            most = max(self._slack_ns, min(self._skew_ns, self._slack_ns + passed // _DRIFT))
+        if gained > most and not self._clock.synchronised():
+            self._doubt(gained)
             return None
+        if self._believed is not None:
+            self._slack_ns = max(0, most - gained)
+        self._believed = (wall, now_s)
         if self.ahead_s:
             self.ahead_s = 0.0
             _LOG.warning("%s: the clock is believed again", self._name)
         self.last_ns = max(wall, self.last_ns + 1, self.last_ns + passed // 2)
-        self._given_s = now_s
         return self.last_ns
 
     def accept(self) -> None:
         """An operator says that the wall clock is right as it is now."""
-        self.last_ns = max(self._clock.wall_ns(), self.last_ns)
-        self._given_s = self._clock.monotonic()
+        self._believed = (self._clock.wall_ns(), self._clock.monotonic())
+        self._slack_ns = self._skew_ns
+
+    def _doubt(self, ahead: int) -> None:
+        if not self.ahead_s:
+            _LOG.critical(
+                "%s: the clock is %.1f s ahead of what can be believed; nothing is served until it is right, or an "
+                "operator accepts it (razao clock)",
+                self._name,
+                ahead / 1e9,
+            )
+        self.ahead_s = ahead / 1e9

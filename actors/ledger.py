@@ -1135,7 +1135,7 @@ def _valid_id(row: Row) -> Bool:
     if kind == _DEPOSIT:
         slot = row["credit"] & _SLOT
     elif kind == _POST or kind == _VOID:
-        slot = row["ref_lo"] & _SLOT_DIGITS
+        slot = row["ref_lo"] & _SLOT
     else:
         slot = row["debit"] & _SLOT
     form = (version == _V7 or version == _V8) and row["id_lo"] >> _U62 == _VARIANT

@@ -106,9 +106,13 @@ class Recovery:
         """Take the partition over, when everything is ready for it.
 
         Raises:
+            Corrupt: it is of another format. Then it is left as it is, for the program that wrote it.
             JournalError: the journal cannot be reached.
         """
         warm_up()
+        head = await self._journal.head(self.partition)
+        async for stored in self._journal.read(self.partition, max(0, head - 1), head):
+            record.check_format(stored, self.partition)
         opened = record.encode_open(
             self.partition, self._identity, rules=ledger.RULES, capacity=self._capacity._asdict()
         )

@@ -548,6 +548,10 @@ class Shard:
                 if group is None:
                     if self._stopping:
                         return
+                    if self._queue.sources:  # the clock is not believed
+                        await self._writer.confirm()  # who was overtaken must not keep callers from the successor
+                        self._queue.refuse(Code.NOT_SERVING)
+                        continue
                     self._wake.clear()
                     await self._wake.wait()
                     continue
@@ -595,8 +599,7 @@ class Shard:
 
     def _prepare(self) -> _Group | None:
         now = self._time.now_ns()
-        if now is None:  # without time nothing is decided; outcomes wait
-            self._queue.refuse(Code.NOT_SERVING)
+        if now is None:  # without time nothing is decided
             return None
         group = self._queue.take()
         if group is None:

@@ -43,14 +43,18 @@ def up(
         int | None, typer.Option(help="Shards of a new ledger, a power of two.  [default: by the cores]")
     ] = None,
     journal: Annotated[JournalKind | None, typer.Option(help="Where the journal lies.  [default: postgres]")] = None,
+    accept_clock: Annotated[
+        bool | None, typer.Option("--accept-clock", help="The machine's clock is right, though nothing vouches for it.")
+    ] = None,
     demo: Annotated[bool, typer.Option("--demo", help="Run the demo once when ready.")] = False,
 ) -> None:
     """Start the engine and keep it running; Ctrl-C or SIGTERM stops everything that it started."""
     from cluster.supervisor import Supervisor
 
     settings = settings_of(
-        data=data, port=port, tls_port=tls_port, vault_port=vault_port, shards=shards, journal=journal
-    )
+        data=data, port=port, tls_port=tls_port, vault_port=vault_port, shards=shards, journal=journal,
+        accept_clock=accept_clock,
+    )  # fmt: skip
     try:
         supervisor = Supervisor(settings, say=lambda line: out.print(line, markup=False))
         asyncio.run(supervisor.run(on_ready=(lambda: _show_demo(supervisor.data)) if demo else None))

@@ -177,6 +177,9 @@ class Settings(BaseSettings):
     outbox_max: int = Field(2**18, ge=2, lt=2**31 - 1, description="Of these, the ones to one shard.")
     refunds_max: int = Field(2**22, ge=2, lt=2**31 - 1, description="Refunded payments of a shard, in 90 days.")
 
+    accept_clock: bool = Field(
+        False, description="Start with the machine's clock as it is, though nothing vouches for it; see `razao clock`."
+    )
     id_window_s: int = Field(2 * _DAY_S, ge=_HOUR_S, description="How long ids are remembered.")
     limit_raise_delay_s: int = Field(_DAY_S, ge=0, description="How long a raise of a limit waits.")
     hold_default_s: int = Field(7 * _DAY_S, ge=1, description="Life of a hold that names none.")

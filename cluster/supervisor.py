@@ -16,7 +16,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from cluster import applications, deploy, processes
+from cluster import applications, clock, deploy, processes
 from cluster.certificates import CertificateError, check_certificate, ensure_certificate
 from cluster.data import DataDirectory, EngineError, Running, Secrets
 from cluster.farewell import Farewell
@@ -130,6 +130,7 @@ class Supervisor:
         self._leave_door()
         await asyncio.to_thread(self._gateway.start)
         self.data.publish(self._running(plan, port, tls_port))
+        await self._settle_clocks()
         if (why := await applications.await_ready(plan, _READY_S)) is not None:
             raise EngineError(f"the engine was not ready after {_READY_S:.0f} s: {why}; logs are in {self.data.log}")
         self._announce(plan, port, tls_port)
@@ -138,6 +139,23 @@ class Supervisor:
             group.create_task(ShardWatch(self.data, settings.shard_stall_s, say=self._say).run())
             if on_ready is not None:
                 await asyncio.to_thread(on_ready)
+
+    async def _settle_clocks(self) -> None:
+        """Wait while a shard does not believe this machine's clock: after a long stop only an operator can tell."""
+        said = False
+        while doubted := [one for one in await clock.show(self.data) if one["clock_ahead_s"]]:
+            if self._settings.accept_clock:
+                self._say("taking this machine's clock as right, as told")
+                await clock.accept(self.data)
+                return
+            if not said:
+                hours = max(one["clock_ahead_s"] for one in doubted) / 3600
+                self._say(
+                    f"waiting: by this machine's clock {hours:.1f} h have passed since the ledger's last entry, and "
+                    f"nothing (such as NTP) vouches for it. If it is right: razao clock accept --data {self.data.root}"
+                )
+                said = True
+            await asyncio.sleep(_WATCH_S)
 
     async def _settle_journal(self, dsn: str) -> Settings:
         """The settings with the ledger's journal, whose broker runs when it is one of ours."""

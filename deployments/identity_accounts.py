@@ -82,7 +82,7 @@ def read_username(given: str, field: str = "username") -> str:
 
 
 async def register(call: Call) -> Answer:
-    """POST /auth/register. The gateway may send it again: the `sub` follows from the request's number."""
+    """POST /auth/register. The `sub` follows from the request's number: come twice, it makes one person."""
     services = call.services
     request = await call.json(_REGISTER)
     username = read_username(request.username)

@@ -153,6 +153,9 @@ class Payments:
             answer = ProblemError(UNAVAILABLE, f"Not every shard serves: {error}")
         else:
             answer = Health("ok", [ShardHealth(one.name, one.epoch, one.offset) for one in stats])
+            for one in stats:
+                if one.clock_ahead_s:
+                    answer = ProblemError(UNAVAILABLE, f"{one.name} does not serve: its clock is not believed")
         self._health = (time.monotonic(), answer)
         return answer
 

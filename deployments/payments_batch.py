@@ -73,6 +73,7 @@ class Batch(NamedTuple):
 async def create_batch(call: Call) -> Answer:
     """POST /v1/transfers/batch."""
     call.authorize("ledger:write")
+    call.refuse_beyond_share()
     services = call.services
     size = content_length(call.headers)
     reserved = BATCH_BYTES_MAX if size is None else min(size, BATCH_BYTES_MAX)

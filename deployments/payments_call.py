@@ -184,8 +184,8 @@ class Call(Request):
         return id_
 
     def derived_id(self, route: str, account: int | None) -> Id:
-        """The id that stands for the Idempotency-Key, else for the gateway's request id, so that the gateway may send
-        a request again whose connection was lost; else a fresh one. In the slot of `account`, if there is one.
+        """The id that stands for the Idempotency-Key, else for the gateway's request id, so that what is on the way
+        twice happens once; else a fresh one. In the slot of `account`, if there is one.
         """
         assert self.identity is not None  # noqa: S101 - authorize comes first
         about = (self.identity.subject, route, *(() if account is None else (str(account),)))
@@ -253,6 +253,13 @@ class Call(Request):
 
         self._sent(named)
         self.services.client.submit(row, note, self.deadline, told)
+
+    def refuse_beyond_share(self) -> None:
+        """Raises ProblemError when the caller has sent more than its share already: then not even a body is read."""
+        identity = self.identified()
+        wait_s = self.services.quotas.wait_s(identity.subject, operator=OPERATE in identity.scopes)
+        if wait_s is not None:
+            raise exceeded(wait_s)
 
     def _taken(self, rows: int) -> tuple[str, bool]:
         """The subject whose share these rows were taken from, and whether it operates; what became of them is told."""

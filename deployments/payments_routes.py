@@ -48,6 +48,7 @@ from deployments.problems import (
     NOT_HELD,
     NOT_REFUNDABLE,
     OVERFLOW,
+    QUOTA_EXCEEDED,
     REFUND_EXPIRED,
     SAME_ACCOUNT,
     UNKNOWN_ACCOUNT,
@@ -67,7 +68,7 @@ INTRODUCTION: Final = (
     "as you like: it happens once, and the first answer comes again, a refusal too, marked "
     "`Idempotency-Replayed: true`. "
     "The same id or key with other content is an `id-conflict`. Both are remembered for 48 hours unless set "
-    "otherwise; a "
+    "otherwise, or for as long as the memory reaches when more come than it holds; a "
     "UUIDv7 older than that is refused, whereas an Idempotency-Key carries no time, so its promise ends there. When an "
     "answer is `unsure`, or none came, send the same request again with the same id or key.\n\n"
     "An `id` is unique in the whole ledger, and says where it lies: its last three hexadecimal digits are the paying "
@@ -115,7 +116,7 @@ _WRITTEN: Final = (
     ("Razao-Position", "What a later read should wait for, to see this."),
     ("Idempotency-Replayed", "`true` when this is the first answer again."),
 )
-_EVENT: Final = (ID_CONFLICT, ID_EXPIRED, ID_IN_FUTURE, BOOK_FULL, UNSURE)
+_EVENT: Final = (ID_CONFLICT, ID_EXPIRED, ID_IN_FUTURE, BOOK_FULL, QUOTA_EXCEEDED, UNSURE)
 _MOVE: Final = (
     INSUFFICIENT_FUNDS, UNKNOWN_ACCOUNT, ACCOUNT_CLOSED, ACCOUNT_FROZEN, INVALID_AMOUNT, INVALID_ID, OVERFLOW, *_EVENT,
 )  # fmt: skip
@@ -142,7 +143,7 @@ def api_operations() -> tuple[Operation, ...]:
             "buffers are not compressed. Arrow in gets Arrow out: `id`, `status`, `type`. An Idempotency-Key binds the "
             "whole batch: sent again with other transfers, another order or other links it is an `id-conflict`.",
             batch.create_batch, "ledger:write", BatchRequest, BatchAnswer, 200, (_BATCH_KEY,),
-            (INVALID_ID, ID_CONFLICT, BOOK_FULL, UNSURE), _WRITTEN,
+            (INVALID_ID, ID_CONFLICT, BOOK_FULL, QUOTA_EXCEEDED, UNSURE), _WRITTEN,
             ("application/json", batch.ARROW),
         ),
         Operation(

@@ -64,7 +64,7 @@ async def end(call: Call) -> Answer:
 
 
 def _new_id(call: Call, about: About) -> str:
-    """Follows from the request's number: sent again by the gateway, a request makes no second consent."""
+    """Follows from the request's number: come twice, a request makes no second consent."""
     content = about.person + call.request_id.encode()
     digest = blake2b(content, digest_size=16, key=call.services.key, person=b"razao.consent").digest()
     return str(uuid.UUID(bytes=digest, version=4))

@@ -81,7 +81,7 @@ class Call(Request):
         raise ProblemError(FORBIDDEN, detail, **members)
 
     def new_id(self, what: bytes) -> uuid.UUID:
-        """An id that follows from the request's number: sent again by the gateway, it makes nothing twice."""
+        """An id that follows from the request's number: come twice, it makes nothing twice."""
         content = b"\0".join((what, self.identified().subject.encode(), self.request_id.encode()))
         digest = blake2b(content, digest_size=16, key=self.services.item_key, person=b"razao.vault.id").digest()
         return uuid.UUID(bytes=digest, version=4)

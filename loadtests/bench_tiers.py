@@ -23,6 +23,7 @@ import httpx
 
 from cluster.processes import free_ports
 from cluster.services.mongo import MongoServer
+from cluster.settings import cores, replicas_for
 from deployments.auth.basic import BasicBackend
 from deployments.auth.middleware import BearerBackend
 from deployments.auth.tokens import KeyFile, TokenVerifier
@@ -53,7 +54,7 @@ def tiers(directory: Path, *, rounds: int, seconds: float, mongo: bool, say: Say
         stacks: list[Stack] = [ours.engine]
         for name in ("serve", "gateway"):
             say(f"starting the constant route: {name}")
-            stack = ends.enter_context(constant.running(name, directory / name))
+            stack = ends.enter_context(constant.running(name, directory / name, min(2, replicas_for(cores()))))
             stacks.append(stack)
             get = traffic.request("GET", constant.PATH, f"127.0.0.1:{stack.port}", ours.engine.token)
             sides[name] = Side(name, stack, traffic.repeat(get))
@@ -68,7 +69,7 @@ def tiers(directory: Path, *, rounds: int, seconds: float, mongo: bool, say: Say
                 beside = over.sides()[name]()
                 beside.name = f"{name} on FerretDB"
                 sides[beside.name] = beside
-        say("load until the trace has its second replica, as the constant routes have from the start")
+        say("load until the trace has as many replicas as it may have, as the constant routes have from the start")
         measure(ours.engine, sides["trace"].source, connections=64, seconds=_SCALE_S, warm_up=0.0)
         play(list(sides.values()), stacks, rounds=rounds, seconds=seconds, say=say)
         return _rows(sides) + auth_costs(ours.engine)

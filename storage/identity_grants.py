@@ -2,7 +2,7 @@
 
 A code and a refresh token are used once. Whoever brings one a second time has stolen it, or was stolen from, and
 nobody can tell which: so the family ends (RFC 9700, 4.14.2; RFC 6749, 4.1.2). One use is told from two by the number
-of the request, so that the gateway may send a request again.
+of the request, should one be on its way twice.
 """
 
 from __future__ import annotations

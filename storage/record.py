@@ -331,6 +331,24 @@ def decode_open(stored: Stored, partition: int) -> Opened:
     return Opened(stored.offset, partition, content["writer"], content["rules"], content["capacity"])
 
 
+def check_format(stored: Stored, partition: int) -> None:
+    """See that a record is of this program's format, whatever else it may be.
+
+    Raises:
+        Corrupt: it is of another one.
+    """
+    if not stored.is_open:
+        mark = _MARK.search(stored.payload)
+        version = FORMAT if mark is None else int(mark[1])
+    else:
+        try:
+            version = json.loads(stored.payload.rpartition(b"\n")[0] or b"{}").get("razao", FORMAT)
+        except (ValueError, AttributeError):
+            return  # damaged, which is for the reader to say
+    if version != FORMAT:
+        raise Corrupt(partition, stored.offset, _unknown_format(version))
+
+
 def _unknown_format(version: object) -> str:
     return (
         f"format version {version}, this program reads {FORMAT}: the ledger must be opened by the version that wrote it"

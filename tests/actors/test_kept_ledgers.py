@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -85,6 +86,15 @@ async def test_a_kept_ledger_opens_with_the_balances_that_it_had_and_goes_on(
     ledger.apply(books[0], row, results, np.zeros(2, BALANCE), -10_800)
     assert results["code"].tolist() == [Code.OK, Code.OK]
     assert results["flags"].tolist() == [ResultFlag.REPLAYED, 0]
+
+
+async def test_a_ledger_of_another_format_is_refused_by_name_and_left_as_it_is(journal: PostgresJournal) -> None:
+    text = b'{"razao":1,"partition":0,"writer":{}}'
+    check = hashlib.blake2b(text, digest_size=16).hexdigest().encode()
+    await (await journal.open(0, text + b"\n" + check)).close()
+    with pytest.raises(Corrupt, match="format version 1, this program reads 2"):
+        await recovered(journal, 0)
+    assert await journal.head(0) == 1  # whoever wrote it can still open it
 
 
 def replayed(kept: Kept, rules: int | None = None, change: tuple[int, Code] | None = None) -> Replay:

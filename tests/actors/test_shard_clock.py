@@ -117,6 +117,39 @@ def test_behind_a_clock_that_went_back_time_goes_on_at_half_its_pace_until_they_
     assert last == pytest.approx(hand.wall_s)
 
 
+def test_a_clock_that_went_back_and_is_put_right_is_believed_but_no_further() -> None:
+    hand, clock = stamps()
+    hand.passes(10)
+    given(clock)
+    hand.wall_s -= HOUR_S
+    hand.passes(60)
+    given(clock)
+    hand.wall_s += HOUR_S
+    assert given(clock) == pytest.approx(70)
+    hand.wall_s += 1.5
+    assert clock.now_ns() is None
+
+
+def test_many_small_steps_ahead_are_no_more_than_a_large_one() -> None:
+    hand, clock = stamps()
+    given(clock)
+    for _ in range(9):
+        hand.passes(0.1)
+        hand.wall_s += 0.1
+        given(clock)
+    hand.passes(0.1)
+    hand.wall_s += 0.2
+    assert clock.now_ns() is None
+
+
+def test_a_clock_that_is_slewed_as_fast_as_ntp_does_is_believed_for_good() -> None:
+    hand, clock = stamps()
+    for _ in range(10_000):
+        hand.passes(60)
+        hand.wall_s += 60 * 499e-6
+        given(clock)
+
+
 def test_a_clock_that_stands_still_still_gives_later_times() -> None:
     hand, clock = stamps()
     times = [given(clock) for _ in range(3)]

@@ -21,7 +21,9 @@ from storage import ids
 from storage.events import SLOTS
 
 FUNDS: Final = 1_000_000
-NOTHING_DONE: Final = frozenset({"/problems/overloaded", "/problems/unavailable", "/problems/book-full"})
+NOTHING_DONE: Final = frozenset(
+    {"/problems/overloaded", "/problems/quota-exceeded", "/problems/unavailable", "/problems/book-full"}
+)
 """Types of problems that say so of a request that is sent for the first time."""
 
 

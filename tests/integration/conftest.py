@@ -24,6 +24,7 @@ class TiersEngine(Engine):
         self.authority: Authority = authority(directory, "banks")
         settings = {
             "vault_allowlist": "127.0.0.1/32",
+            "vault_replicas_max": "2",  # whatever the cores
             "vault_client_ca": str(self.authority.certificate),
             "score_client_certificate": str(self.authority.client),
             "ingress": "serve",  # for payments, so that there is a port of Serve to try

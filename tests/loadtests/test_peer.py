@@ -95,7 +95,7 @@ async def client(
 
 
 def body(amount: int = 100, debit: int = 1024, credit: int = 2048, id_: str | None = None) -> dict[str, Any]:
-    id_ = id_ or next(traffic.ids()).decode()
+    id_ = id_ or (next(traffic.ids()) + traffic.slot(str(debit).encode())).decode()
     return {"id": id_, "debit_account": str(debit), "credit_account": str(credit), "amount": amount}
 
 

@@ -1,6 +1,6 @@
 """The ledger's rules once more, in plain Python with dicts: slow, obvious, and written from the rules alone.
 
-The kernel is compared with this. What the kernel packs, prunes or looks up by hash is kept here in full.
+The kernel is compared with this. What the kernel packs, counts or looks up by hash is kept here in full.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from storage.events import AMOUNT_MAX, EVENT, FIRST_STATELESS, NO_LIMIT, Account
 
 Id = tuple[int, int]
 UNCHANGED = 2**64 - 1
+MILLISECOND_NS = 10**6
 MINUTE_NS = 60 * 10**9
 LINKABLE = {Kind.TRANSFER, Kind.HOLD, Kind.DEPOSIT, Kind.WITHDRAWAL}
-UNREMEMBERED = {Kind.EXPIRE, Kind.SETTLE, Kind.REVERT}
+PAYMENTS = {*LINKABLE, Kind.REFUND}
+OF_SHARDS = {Kind.EXPIRE, Kind.CREDIT_LEG, Kind.SETTLE, Kind.REVERT}
+"""What shards say, not clients: no id is looked at, none remembered."""
 
 
 class Event(NamedTuple):
@@ -42,10 +45,9 @@ class Event(NamedTuple):
         plain = {name: v[name] for name in cls._fields if name in v}
         return cls(id=(v["id_hi"], v["id_lo"]), ref=(v["ref_hi"], v["ref_lo"]), **plain)
 
-    def content(self) -> tuple[int, ...]:
-        if self.kind == Kind.CREDIT_LEG:
-            return (self.kind, self.credit, self.amount)
-        shared = (self.kind, self.debit, self.credit, self.amount, *self.ref, self.check)
+    def content(self, chained: bool) -> tuple[int, ...]:
+        """What a repeat must have in common with the first use of its id."""
+        shared = (self.kind, self.debit, self.credit, self.amount, *self.ref, self.check, int(chained))
         if self.kind == Kind.HOLD:
             return (*shared, self.span)
         return (*shared, self.total) if self.kind in {Kind.OPEN, Kind.SET_LIMITS} else shared
@@ -70,18 +72,13 @@ class Refused(Exception):  # noqa: N818
 @dataclass
 class Account:
     owner: int = 0
-    debits: int = 0
-    credits: int = 0
+    posted: int = 0  # what came less what went
     pending: int = 0
-    in_flight: int = 0
+    flying: int = 0  # what went and may come back
     status: AccountStatus = AccountStatus.OPEN
     limits: dict[str, int] = field(default_factory=dict)  # per_transfer, daily, night, window
     raises: dict[str, tuple[int, int]] = field(default_factory=dict)  # name -> (limit, since)
     sent: dict[tuple[str, int], int] = field(default_factory=dict)  # (day or night, which) -> centavos
-
-    @property
-    def posted(self) -> int:
-        return self.credits - self.debits
 
     @property
     def available(self) -> int:
@@ -104,7 +101,7 @@ class Hold:
 
 @dataclass
 class Flight:
-    event: Event
+    event: Event  # as it was stamped
     debit: int
     credit: int
     amount: int
@@ -114,12 +111,21 @@ class Flight:
 class Memory(NamedTuple):
     content: tuple[int, ...]
     code: int
-    at: int
+    at: int  # to the microsecond
 
 
 def covers(window: int, minute: int) -> bool:
     first, end = window >> 16, window & 0xFFFF
     return first <= minute < end if first < end else minute >= first or minute < end
+
+
+def microsecond(at: int) -> int:
+    return at // 1000 * 1000
+
+
+def wrapped(value: int) -> int:
+    """As 64 bits with a sign have it."""
+    return (value + 2**63) % 2**64 - 2**63
 
 
 def valid_window(window: int) -> bool:
@@ -139,12 +145,18 @@ class Ledger:
         self.settlement, self.transit = Account(), Account()
         self.accounts: dict[int, Account] = {}
         self.holds: dict[Id, Hold] = {}
-        self.flights: dict[Id, Flight] = {}
-        self.memory: dict[int, dict[Id, Memory]] = {}  # by generation
-        self.refunded: dict[Id, int] = {}
-        self.refunds_of: dict[int, set[Id]] = {}  # by generation: for the capacity alone
+        self.memory: dict[Id, Memory] = {}  # the oldest first
+        self.horizon = 0  # the newest stamp that was forgotten before its time
+        self.refunded: dict[tuple[Id, int], int] = {}  # (the original's id, its stamp) -> centavos
+        self.refunds_of: dict[int, list[tuple[Id, int]]] = {}  # by generation: for the capacity alone
         self.transfers = 0
         self.offset = 0
+        # As payer's shard, by the payee's partition.
+        self.sent: dict[int, int] = {}
+        self.flights: dict[tuple[int, int], Flight] = {}  # (partition, number)
+        # As payee's shard, by the payer's partition.
+        self.heard: dict[int, int] = {}
+        self.refusals: dict[tuple[int, int], int] = {}  # (partition, number) -> code, until the payer's shard has it
 
     # Batches and chains.
 
@@ -159,99 +171,122 @@ class Ledger:
             if chain[0].flags & Flag.LINKED:
                 answers += self.apply_chain(chain)
             else:
-                answers.append(self.apply_one(chain[0], None))
+                answers.append(self.apply_one(chain[0]))
         return answers
 
+    def apply_one(self, event: Event) -> Answer:
+        try:
+            if event.kind in OF_SHARDS:
+                return self.of_shards(event)
+            known = self.judge(event, chained=False)
+            if known is not None:
+                return self.again(known)
+            answer = self.carry_out(event)
+        except Refused as refusal:
+            answer = Answer(refusal.code, event.at, refusal.detail)
+        if answer.code < FIRST_STATELESS and event.kind not in OF_SHARDS:
+            self.remember(event, answer.code, chained=False)
+        return answer
+
     def apply_chain(self, chain: list[Event]) -> list[Answer]:
-        names = ("settlement", "accounts", "holds", "memory", "transfers")
+        judged: list[Memory | Refused | None] = []
+        new: set[Id] = set()
+        for event in chain:
+            try:
+                known = self.judge(event, chained=True)
+                judged.append(Refused(Code.ID_CONFLICT) if known is None and event.id in new else known)
+                if known is None:
+                    new.add(event.id)
+            except Refused as refusal:
+                judged.append(refusal)
+        if any(verdict is not None for verdict in judged):
+            return [self.unchanged(event, verdict) for event, verdict in zip(chain, judged, strict=True)]
+        return self.carry_out_all(chain)
+
+    def unchanged(self, event: Event, verdict: Memory | Refused | None) -> Answer:
+        if verdict is None:
+            return Answer(Code.CHAIN_REFUSED, event.at)
+        return self.again(verdict) if isinstance(verdict, Memory) else Answer(verdict.code, event.at)
+
+    def carry_out_all(self, chain: list[Event]) -> list[Answer]:
+        """All are new. They are carried out in their order, or none is."""
+        names = ("settlement", "accounts", "holds", "transfers")
         before = {name: copy.deepcopy(getattr(self, name)) for name in names}
         answers: list[Answer] = []
         for place, event in enumerate(chain):
-            answers.append(self.apply_one(event, place == len(chain) - 1))
-            if answers[-1].code != Code.OK:
+            try:
+                self.check_linkable(event, place == len(chain) - 1)
+                answers.append(self.carry_out(event))
+            except Refused as refusal:
                 for name in names:
                     setattr(self, name, before[name])
-                return self.fail_chain(chain, place, answers[place])
+                others = Code.LINKED_FAILED if refusal.code < FIRST_STATELESS else Code.CHAIN_REFUSED
+                answers = [Answer(others, other.at) for other in chain]
+                answers[place] = Answer(refusal.code, event.at, refusal.detail)
+                break
+        for event, answer in zip(chain, answers, strict=True):
+            if answer.code < FIRST_STATELESS and answers[0].code < FIRST_STATELESS:
+                self.remember(event, answer.code, chained=True)
         return answers
 
-    def fail_chain(self, chain: list[Event], failed: int, why: Answer) -> list[Answer]:
-        answers = []
-        for place, event in enumerate(chain):
-            if place == failed:
-                if why.code < FIRST_STATELESS and not why.replayed and event.kind not in UNREMEMBERED:
-                    self.remember(event, why.code)
-                answers.append(why)
-                continue
-            answer = Answer(Code.LINKED_FAILED, event.at)
-            if event.kind not in UNREMEMBERED and self.valid_id(event):
-                known = self.recall(event)
-                if known is not None and known.content == event.content():
-                    answer = Answer(known.code, known.at, replayed=True)
-                elif known is None and self.age(event) == Code.OK and not self.ids_full(event):
-                    self.remember(event, Code.LINKED_FAILED)
-            answers.append(answer)
-        return answers
+    def check_linkable(self, event: Event, last: bool) -> None:
+        remote = event.kind == Kind.TRANSFER and self.is_remote(event.credit)
+        cut_off = last and event.flags & Flag.LINKED
+        if event.kind not in LINKABLE or remote or cut_off:
+            raise Refused(Code.NOT_LINKABLE)
 
     # One event.
 
-    def apply_one(self, event: Event, last_of_chain: bool | None) -> Answer:
-        """`last_of_chain` is None for an event that stands alone."""
-        try:
-            return self.admit(event, last_of_chain)
-        except Refused as refusal:
-            if refusal.code < FIRST_STATELESS and event.kind not in UNREMEMBERED:
-                self.remember(event, refusal.code)
-            return Answer(refusal.code, event.at, refusal.detail)
-
-    def admit(self, event: Event, last_of_chain: bool | None) -> Answer:
-        chained = last_of_chain is not None
-        if event.kind in UNREMEMBERED:
-            if chained:
-                raise Refused(Code.NOT_LINKABLE)
-            return self.outcome(event)
+    def judge(self, event: Event, *, chained: bool) -> Memory | None:
+        """What is remembered of it; None when it is new. Changes nothing."""
         self.check_form(event)
-        if not self.valid_id(event):
-            raise Refused(Code.INVALID_ID)
+        self.check_id(event)
         self.check_actor(event)
         known = self.recall(event)
-        if known is not None:
-            if known.content != event.content():
-                raise Refused(Code.ID_CONFLICT)
-            return Answer(known.code, known.at, replayed=True)
-        too_old_or_new = self.age(event)
-        if too_old_or_new != Code.OK:
-            raise Refused(too_old_or_new)
-        if self.ids_full(event):
-            raise Refused(Code.BOOK_FULL)
-        if chained:
-            remote = event.kind in {Kind.TRANSFER, Kind.HOLD} and self.is_remote(event.credit)
-            cut_off = last_of_chain and event.flags & Flag.LINKED
-            if event.kind not in LINKABLE or remote or cut_off:
-                raise Refused(Code.NOT_LINKABLE)
+        if known is None:
+            self.check_age(event)
+        elif known.content != event.content(chained):
+            raise Refused(Code.ID_CONFLICT)
+        return known
+
+    def again(self, known: Memory) -> Answer:
+        return Answer(known.code, known.at, replayed=True)
+
+    def carry_out(self, event: Event) -> Answer:
         answer: Answer = getattr(self, Kind(event.kind).name.lower())(event)
-        self.remember(event, answer.code)
-        if event.kind in LINKABLE or event.kind == Kind.REFUND:
-            self.transfers += 1
+        self.transfers += event.kind in PAYMENTS
+        return answer
+
+    def of_shards(self, event: Event) -> Answer:
+        if event.flags & Flag.LINKED:
+            raise Refused(Code.NOT_LINKABLE)
+        answer: Answer = getattr(self, Kind(event.kind).name.lower())(event)
         return answer
 
     def is_remote(self, account: int) -> bool:
         return 1024 <= account < 2**63 and partition_of(account, self.partitions) != self.partition
 
+    def decider(self, event: Event) -> int:
+        return event.credit if event.kind == Kind.DEPOSIT else event.debit
+
     def check_form(self, event: Event) -> None:
         if event.kind not in set(Kind):
             raise Refused(Code.INVALID_EVENT)
-        own = event.credit if event.kind in {Kind.DEPOSIT, Kind.CREDIT_LEG} else event.debit
         outside = {Kind.DEPOSIT: event.debit, Kind.WITHDRAWAL: event.credit}.get(Kind(event.kind), 0)
-        if self.is_remote(own) or outside not in {0, 1}:
+        if self.is_remote(self.decider(event)) or outside not in {0, 1}:
+            raise Refused(Code.INVALID_EVENT)
+        if event.kind in {Kind.POST, Kind.VOID} and partition_of(event.ref[1], self.partitions) != self.partition:
             raise Refused(Code.INVALID_EVENT)
 
-    def valid_id(self, event: Event) -> bool:
+    def check_id(self, event: Event) -> None:
         hi, lo = event.id
         version, variant = (hi >> 12) & 0xF, lo >> 62
-        return version in {7, 8} and variant == 0b10
+        slot = event.ref[1] % 1024 if event.kind in {Kind.POST, Kind.VOID} else self.decider(event) % 1024
+        if version not in {7, 8} or variant != 0b10 or lo & 0xFFF != slot:
+            raise Refused(Code.INVALID_ID)
 
     def check_actor(self, event: Event) -> None:
-        if event.kind in {Kind.OPEN, Kind.DEPOSIT, Kind.CREDIT_LEG} or event.actor == 0:
+        if event.kind in {Kind.OPEN, Kind.DEPOSIT, Kind.BIND} or event.actor == 0:
             return
         debit = event.debit
         if event.kind in {Kind.POST, Kind.VOID} and debit == 0 and event.ref in self.holds:
@@ -261,41 +296,50 @@ class Ledger:
 
     # Ids.
 
-    def generation(self, at: int) -> int:
-        return at // (self.id_window + self.id_skew)
-
     def recall(self, event: Event) -> Memory | None:
-        now = self.generation(event.at)
-        for generation in (now, now - 1):
-            known = self.memory.get(generation, {}).get(event.id)
-            if known is not None:
-                return known
-        return None
+        known = self.memory.get(event.id)
+        return None if known is None or self.is_past(known, event.at) else known
 
-    def remember(self, event: Event, code: int) -> None:
-        self.memory.setdefault(self.generation(event.at), {})[event.id] = Memory(event.content(), code, event.at)
+    def is_past(self, known: Memory, now: int) -> bool:
+        return now - known.at > self.id_window + self.id_skew
 
-    def recode(self, event: Event, code: int) -> None:
-        now = self.generation(event.at)
-        for generation in (now, now - 1):
-            known = self.memory.get(generation, {}).get(event.id)
-            if known is not None:
-                self.memory[generation][event.id] = known._replace(code=code)
-                return
+    def remember(self, event: Event, code: int, *, chained: bool) -> None:
+        self.forget(event.at)
+        if len(self.memory) >= self.capacity.ids:
+            self.push_out()
+        self.memory[event.id] = Memory(event.content(chained), code, microsecond(event.at))
 
-    def ids_full(self, event: Event) -> bool:
-        return len(self.memory.get(self.generation(event.at), {})) >= self.capacity.ids
+    def forget(self, now: int) -> None:
+        for id_, known in list(self.memory.items()):
+            if not self.is_past(known, now):
+                break
+            del self.memory[id_]
 
-    def age(self, event: Event) -> Code:
-        if event.kind == Kind.CREDIT_LEG:
-            return Code.LEG_OUT_OF_ORDER if event.at - event.span > self.id_window else Code.OK
-        if (event.id[0] >> 12) & 0xF == 7:
-            made = (event.id[0] >> 16) * 10**6
-            if made < event.at - self.id_window:
-                return Code.ID_EXPIRED
-            if made > event.at + self.id_skew:
-                return Code.ID_IN_FUTURE
-        return Code.OK
+    def push_out(self) -> None:
+        """The oldest goes before its time."""
+        self.horizon = self.memory.pop(next(iter(self.memory))).at
+
+    def recode(self, flight: Flight, code: int) -> None:
+        known = self.memory.get(flight.event.id)
+        if known is not None and known.at == microsecond(flight.event.at):  # not a namesake
+            self.memory[flight.event.id] = known._replace(code=code)
+
+    def check_age(self, event: Event) -> None:
+        if (event.id[0] >> 12) & 0xF != 7:
+            return
+        made = (event.id[0] >> 16) * MILLISECOND_NS
+        # Whoever is among the forgotten was made at most `id_skew` after it was stamped.
+        forgotten = self.horizon > 0 and made <= self.horizon + self.id_skew
+        if made < event.at - self.id_window or forgotten:
+            raise Refused(Code.ID_EXPIRED)
+        if made > event.at + self.id_skew:
+            raise Refused(Code.ID_IN_FUTURE)
+
+    def resize(self, capacity: Capacity) -> None:
+        """Between two lives of the shard."""
+        self.capacity = capacity
+        while len(self.memory) > capacity.ids:
+            self.push_out()
 
     # Parties, limits, money.
 
@@ -325,12 +369,14 @@ class Ledger:
             raise Refused(Code.CREDIT_ACCOUNT_FROZEN)
         return account
 
-    def check_room(self, event: Event, payee: Account | None, amount: int) -> None:
-        if payee is None and len(self.flights) >= self.capacity.in_flight:
-            raise Refused(Code.BOOK_FULL)
-        if payee is None and event.id in self.flights:
-            raise Refused(Code.ID_CONFLICT)
-        if (payee or self.transit).credits + amount > AMOUNT_MAX:
+    def check_room(self, payee: Account | None, credit: int, amount: int) -> None:
+        if payee is None:
+            if len(self.flights) >= self.capacity.in_flight:
+                raise Refused(Code.BOOK_FULL)
+            partition = partition_of(credit, self.partitions)
+            if sum(towards == partition for towards, _ in self.flights) >= self.capacity.outbox:
+                raise Refused(Code.OUTBOX_FULL)
+        elif payee is not self.settlement and payee.posted + payee.flying + amount > AMOUNT_MAX:
             raise Refused(Code.OVERFLOW)
 
     def periods(self, account: Account, at: int) -> list[tuple[str, int]]:
@@ -350,21 +396,23 @@ class Ledger:
             if limit != NO_LIMIT and sent + event.amount > limit:
                 code = Code.LIMIT_DAILY if period[0] == "daily" else Code.LIMIT_NIGHT
                 raise Refused(code, max(limit - sent, 0))
-            if sent + event.amount > AMOUNT_MAX:
-                raise Refused(Code.OVERFLOW)
 
     def give_back(self, account: Account, counted: list[tuple[str, int]], amount: int) -> None:
         for period in counted:
-            account.sent[period] -= amount
+            account.sent[period] = max(account.sent[period] - amount, 0)
 
     def pay(self, event: Event, payer: Account, payee: Account | None, amount: int) -> Answer:
-        payer.debits += amount
-        (payee or self.transit).credits += amount
+        self.move(payer, payee or self.transit, amount)
         if payee is None:
             return self.seen_from(payer, Answer(Code.IN_FLIGHT, event.at))
         answer = self.seen_from(payer, Answer(Code.OK, event.at))
         answer.balance = (*answer.balance[:2], payee.posted, payee.pending)
         return answer
+
+    def move(self, payer: Account, payee: Account, amount: int) -> None:
+        """No account overflows; the shard's own two may, as only the sum over all shards means anything."""
+        payer.posted = wrapped(payer.posted - amount)
+        payee.posted = wrapped(payee.posted + amount)
 
     def seen_from(self, payer: Account, answer: Answer) -> Answer:
         answer.balance = (payer.posted, payer.pending, *answer.balance[2:])
@@ -391,7 +439,7 @@ class Ledger:
 
     def close(self, event: Event) -> Answer:
         account = self.payer(event)
-        if account.posted or account.pending or account.in_flight:
+        if account.posted or account.pending or account.flying:
             raise Refused(Code.ACCOUNT_NOT_EMPTY)
         account.status = AccountStatus.CLOSED
         return self.seen_from(account, Answer(Code.OK, event.at))
@@ -439,9 +487,7 @@ class Ledger:
         if event.amount <= 0:
             raise Refused(Code.INVALID_AMOUNT)
         payee = self.payee(event.credit)
-        if self.settlement.debits + event.amount > AMOUNT_MAX:
-            raise Refused(Code.OVERFLOW)
-        self.check_room(event, payee, event.amount)
+        self.check_room(payee, event.credit, event.amount)
         return self.pay(event, self.settlement, payee, event.amount)
 
     def withdrawal(self, event: Event) -> Answer:
@@ -450,43 +496,74 @@ class Ledger:
         payer = self.payer(event)
         if payer.available < event.amount:
             raise Refused(Code.INSUFFICIENT_FUNDS)
-        self.check_room(event, self.settlement, event.amount)
         return self.pay(event, payer, self.settlement, event.amount)
 
-    def parties(self, event: Event) -> tuple[Account, Account | None]:
+    def sender(self, event: Event) -> Account:
         if event.amount <= 0:
             raise Refused(Code.INVALID_AMOUNT)
         if event.debit == event.credit:
             raise Refused(Code.SAME_ACCOUNT)
-        return self.payer(event), self.payee(event.credit)
+        return self.payer(event)
 
-    def affordable(self, event: Event) -> tuple[Account, Account | None]:
-        payer, payee = self.parties(event)
-        self.check_limits(payer, event)
+    def check_funds(self, payer: Account, event: Event) -> None:
         if payer.available < event.amount:
             raise Refused(Code.INSUFFICIENT_FUNDS)
-        return payer, payee
 
     def count(self, account: Account, event: Event) -> list[tuple[str, int]]:
         periods = self.periods(account, event.at)
         for period in periods:
-            account.sent[period] = account.sent.get(period, 0) + event.amount
+            account.sent[period] = min(account.sent.get(period, 0) + event.amount, AMOUNT_MAX)
         return periods
 
+    def bind(self, event: Event) -> Answer:
+        return Answer(Code.OK, event.at)
+
     def transfer(self, event: Event) -> Answer:
-        payer, payee = self.affordable(event)
-        self.check_room(event, payee, event.amount)
+        payer, payee = self.sender(event), self.payee(event.credit)
+        self.check_limits(payer, event)
+        self.check_funds(payer, event)
+        self.check_room(payee, event.credit, event.amount)
         counted = self.count(payer, event)
         if payee is None:
             self.launch(event, event.debit, event.credit, event.amount, counted)
         return self.pay(event, payer, payee, event.amount)
 
     def launch(self, event: Event, debit: int, credit: int, amount: int, counted: list[tuple[str, int]]) -> None:
-        self.flights[event.id] = Flight(event, debit, credit, amount, counted)
-        self.accounts[debit].in_flight += 1
+        partition = partition_of(credit, self.partitions)
+        number = self.sent[partition] = self.sent.get(partition, 0) + 1
+        self.flights[partition, number] = Flight(event, debit, credit, amount, counted)
+        self.accounts[debit].flying += amount
+
+    def legs(self, partition: int) -> list[Event]:
+        """What the payee's shard is told of all that is on its way to it, in the order of the numbers."""
+        numbers = sorted(number for towards, number in self.flights if towards == partition)
+        return [self.leg(partition, number, numbers[0] - 1) for number in numbers]
+
+    def leg(self, partition: int, number: int, confirmed: int) -> Event:
+        flight = self.flights[partition, number]
+        paid = flight.event
+        return Event(
+            id=paid.id,
+            ref=paid.ref if paid.kind == Kind.POST else (0, 0),
+            debit=flight.debit,
+            credit=flight.credit,
+            amount=flight.amount,
+            at=0,
+            span=paid.at,
+            total=number,
+            actor=0,
+            check=confirmed,
+            kind=Kind.CREDIT_LEG,
+            flags=0,
+            reason=paid.kind,
+        )
 
     def hold(self, event: Event) -> Answer:
-        payer, _ = self.affordable(event)
+        payer = self.sender(event)
+        if not 1024 <= event.credit < 2**63:  # else the payee is looked at when the hold is posted
+            raise Refused(Code.UNKNOWN_CREDIT_ACCOUNT)
+        self.check_limits(payer, event)
+        self.check_funds(payer, event)
         if event.span <= 0 or event.at + event.span > AMOUNT_MAX:
             raise Refused(Code.INVALID_EVENT)
         if len(self.holds) >= self.capacity.holds:
@@ -522,7 +599,7 @@ class Ledger:
             raise Refused(Code.EXCEEDS_HOLD, hold.amount)
         payer = self.active_payer(self.accounts[hold.debit])
         payee = self.payee(hold.credit)
-        self.check_room(event, payee, amount)
+        self.check_room(payee, hold.credit, amount)
         payer.pending -= amount
         if payee is None:
             hold.posting = True  # what is left of it is released when the payee has taken the money
@@ -540,66 +617,82 @@ class Ledger:
     def refund(self, event: Event) -> Answer:
         if event.total <= 0:
             raise Refused(Code.INVALID_EVENT)
-        payer, payee = self.parties(event)
+        payer, payee = self.sender(event), self.payee(event.credit)
         if event.at - event.span > self.refund_window:
             raise Refused(Code.REFUND_EXPIRED)
-        left = event.total - self.refunded.get(event.ref, 0)
+        original = (event.ref, event.span)
+        left = event.total - self.refunded.get(original, 0)
         if event.amount > left:
             raise Refused(Code.EXCEEDS_ORIGINAL, max(left, 0))
-        if payer.available < event.amount:
-            raise Refused(Code.INSUFFICIENT_FUNDS)
-        self.check_room(event, payee, event.amount)
-        originals = self.refunds_of.setdefault(event.at // self.refund_window, set())
+        self.check_funds(payer, event)
+        self.check_room(payee, event.credit, event.amount)
+        originals = self.refunds_of.setdefault(event.at // self.refund_window, [])
         if len(originals) >= self.capacity.refunds:
             raise Refused(Code.BOOK_FULL)
-        originals.add(event.ref)
-        self.refunded[event.ref] = self.refunded.get(event.ref, 0) + event.amount
+        if original not in originals:
+            originals.append(original)
+        self.refunded[original] = self.refunded.get(original, 0) + event.amount
         if payee is None:
             self.launch(event, event.debit, event.credit, event.amount, [])
         answer = self.pay(event, payer, payee, event.amount)
         answer.detail = left - event.amount
         return answer
 
+    # What shards tell each other, and what a shard finds out by itself.
+
     def credit_leg(self, event: Event) -> Answer:
+        if self.is_remote(event.credit) or not self.is_remote(event.debit):
+            raise Refused(Code.INVALID_EVENT)
+        source, number = partition_of(event.debit, self.partitions), event.total
+        heard = self.heard.get(source, 0)
+        if 1 <= number <= heard:
+            return Answer(self.refusals.get((source, number), Code.OK), event.at, replayed=True)
+        if number != heard + 1:
+            raise Refused(Code.LEG_OUT_OF_ORDER)
         if event.amount <= 0:
             raise Refused(Code.INVALID_EVENT)
-        payee = self.payee(event.credit)
-        assert payee is not None
-        if self.transit.debits + event.amount > AMOUNT_MAX:
-            raise Refused(Code.OVERFLOW)
-        self.check_room(event, payee, event.amount)
-        answer = self.pay(event, self.transit, payee, event.amount)
-        answer.balance = (0, 0, *answer.balance[2:])
+        kept = {leg: code for leg, code in self.refusals.items() if leg[0] != source or leg[1] > event.check}
+        try:
+            payee = self.payee(event.credit)
+            self.check_room(payee, event.credit, event.amount)
+        except Refused as refusal:
+            if len(kept) >= self.capacity.in_flight:
+                raise Refused(Code.BOOK_FULL) from None
+            answer = Answer(refusal.code, event.at)
+            kept[source, number] = refusal.code
+        else:
+            answer = self.pay(event, self.transit, payee, event.amount)
+            answer.balance = (0, 0, *answer.balance[2:])
+        self.heard[source], self.refusals = number, kept
         return answer
 
-    # What the shard itself finds out.
+    def settle(self, event: Event) -> Answer:
+        return self.land(event, Code.OK)
 
-    def outcome(self, event: Event) -> Answer:
-        if event.kind == Kind.EXPIRE:
-            return self.expire(event)
-        flight = self.flights.pop(event.id, None)
+    def revert(self, event: Event) -> Answer:
+        return self.land(event, event.reason)
+
+    def land(self, event: Event, outcome: int) -> Answer:
+        flight = self.flights.pop(event.ref, None)
         if flight is None:
             return Answer(Code.OK, event.at)
         payer = self.accounts[flight.debit]
-        payer.in_flight -= 1
-        if event.kind == Kind.SETTLE:
-            if flight.event.kind == Kind.POST:
-                self.release(flight.event.ref, self.holds[flight.event.ref].amount - flight.amount)
-            self.recode(event, Code.OK)
-        else:
+        payer.flying -= flight.amount
+        if outcome != Code.OK:
             self.take_back(flight, payer)
-            self.recode(event, event.reason)
+        elif flight.event.kind == Kind.POST:
+            self.release(flight.event.ref, self.holds[flight.event.ref].amount - flight.amount)
+        self.recode(flight, outcome)
         return self.seen_from(payer, Answer(Code.OK, event.at, flight.amount))
 
     def take_back(self, flight: Flight, payer: Account) -> None:
-        payer.debits -= flight.amount
-        self.transit.credits -= flight.amount
+        self.move(self.transit, payer, flight.amount)
         self.give_back(payer, flight.counted, flight.amount)
         if flight.event.kind == Kind.POST:
             self.holds[flight.event.ref].posting = False
             payer.pending += flight.amount
         if flight.event.kind == Kind.REFUND:
-            self.refunded[flight.event.ref] -= flight.amount
+            self.refunded[flight.event.ref, flight.event.span] -= flight.amount
 
     def expire(self, event: Event) -> Answer:
         hold = self.holds.get(event.ref)

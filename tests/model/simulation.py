@@ -12,26 +12,28 @@ import contextlib
 import heapq
 import random
 import selectors
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from actors import frames, ledger
 from actors.frames import FrameType, Malformed
 from actors.ledger import Book, Capacity
-from actors.recovery import Recovery, Windows, replay
+from actors.recovery import Recovery, Replay, Windows
 from actors.shard import Shard, ShardLimits
 from actors.shard_client import ShardClient
 from actors.shard_server import Answers, dispatch
 from actors.transport import Link, Receiver, Unreachable
 from storage.journal import Fenced, JournalError, OutcomeUnknown, Stored
-from storage.record import Reader
+from storage.record import Reader, Record
 from storage.snapshots import Snapshot
+from tests.model.witness import Witness
 
 EPOCH_NS: Final = 1_767_225_600 * 10**9  # 2026-01-01
 CHAIN_KEY: Final = b"simulated chain key"
-WINDOWS: Final = Windows()
-CAPACITY: Final = Capacity(accounts=256, ids=1 << 14, holds=1 << 10, in_flight=1 << 10, refunds=1 << 10)
+CAPACITY: Final = Capacity(accounts=256, ids=1 << 14, holds=1 << 10, in_flight=1 << 10, refunds=1 << 10, outbox=1 << 10)
+LIMITS: Final = ShardLimits(wait_s=3.0, tick_s=0.1, overlap_rows=8)
+_HOUR_S: Final = 3600.0
 
 
 class Deadlock(AssertionError):  # noqa: N818
@@ -69,27 +71,46 @@ class Faults:
 
     append_unknown: float = 0.004
     lose_link: float = 0.004
-    duplicate: float = 0.01
+    duplicate: float = 0.01  # of answers: a request comes once at most
     refuse_connection: float = 0.05
     disorderly_link: float = 0.3
     old_news: float = 0.8  # asked whether a shard has moved, the directory does not know yet
     crash_every_s: float = 1.5
     freeze_every_s: float = 4.0
-    clock_jump_every_s: float = 2.0
+    clock_every_s: float = 2.0
+    clock_wrong: float = 0.0  # of processes: begin with a clock that is hours off
+    clock_leap: float = 0.0  # of what happens to clocks: leaps and drifts of hours, instead of a second
+    outage_every_s: float = 0.0  # a partition is without any process, for longer than ids are remembered; 0 = never
 
-    def none(self) -> None:
-        """From now on nothing goes wrong."""
-        self.append_unknown = self.lose_link = self.duplicate = self.refuse_connection = self.disorderly_link = 0.0
-        self.old_news = 0.0
+    @staticmethod
+    def none() -> Faults:
+        """Nothing goes wrong."""
+        return Faults(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What kind of history it is."""
+
+    partitions: int
+    windows: Windows = Windows()  # noqa: RUF009 - immutable
+    limits: ShardLimits = LIMITS
+    capacities: tuple[Capacity, ...] = (CAPACITY,)  # of first lives the first; of later ones any
+    queue_rows: int = 65_536  # that wait in a client
+    faults: Faults = field(default_factory=Faults)
+    journal_s: tuple[float, ...] = (0.002,)  # mean, of each step of an append; each partition has one of them
+    duration_s: float = 3.0
+    pause_s: float = 0.02  # mean, between what a client does
 
 
 class SimJournal:
     """Logs in memory. A crash, a delay or a lost answer may come between the steps of an append."""
 
-    def __init__(self, partitions: int, die: random.Random, faults: Faults) -> None:
-        self.logs: list[list[Stored]] = [[] for _ in range(partitions)]
-        self._die = die
-        self._faults = faults
+    def __init__(self, world: World) -> None:
+        self.logs: list[list[Stored]] = [[] for _ in range(world.partitions)]
+        self._world = world
+        self._die = world.die
+        self._step_s = [world.die.choice(world.plan.journal_s) for _ in self.logs]
 
     def for_node(self, node: Node) -> NodeJournal:
         """The journal as one process sees it: through its own freezes."""
@@ -102,13 +123,13 @@ class SimJournal:
         log.append(Stored(offset, offset if epoch is None else epoch, epoch is None, payload))
         return offset
 
-    async def pause(self) -> None:
+    async def pause(self, partition: int) -> None:
         """The time that a step takes."""
-        await asyncio.sleep(self._die.expovariate(1 / 0.002))
+        await asyncio.sleep(self._die.expovariate(1 / self._step_s[partition]))
 
     def roll(self) -> str:
         """What becomes of one append."""
-        if self._die.random() >= self._faults.append_unknown:
+        if self._die.random() >= self._world.faults.append_unknown:
             return "lands"
         return self._die.choice(["landed-unknown", "lost-unknown", "late-unknown"])
 
@@ -138,14 +159,14 @@ class NodeJournal:
         return len(self.shared.logs)
 
     async def open(self, partition: int, payload: bytes) -> SimWriter:
-        await self.shared.pause()
+        await self.shared.pause(partition)
         epoch = self.shared.land(partition, None, payload)
-        await self.shared.pause()
+        await self.shared.pause(partition)
         await self.node.thawed()
         return SimWriter(self, partition, epoch)
 
     async def head(self, partition: int) -> int:
-        await self.shared.pause()
+        await self.shared.pause(partition)
         await self.node.thawed()
         return len(self.shared.logs[partition])
 
@@ -156,7 +177,7 @@ class NodeJournal:
         log = self.shared.logs[partition]
         for stored in log[offset : len(log) if until is None else until]:
             if self.shared._die.random() < 0.05:
-                await self.shared.pause()
+                await self.shared.pause(partition)
             yield stored
 
     async def close(self) -> None:
@@ -178,10 +199,10 @@ class SimWriter:
         fate = shared.roll()
         if fate == "late-unknown":
             shared.later(self.partition, self.epoch, payload)
-        await shared.pause()
+        await shared.pause(self.partition)
         if fate not in {"lost-unknown", "late-unknown"}:
             offset = shared.land(self.partition, self.epoch, payload)
-        await shared.pause()
+        await shared.pause(self.partition)
         await node.thawed()
         if fate != "lands":
             raise OutcomeUnknown(fate)
@@ -193,9 +214,9 @@ class SimWriter:
 
     async def confirm(self) -> None:
         shared = self._journal.shared
-        await shared.pause()
+        await shared.pause(self.partition)
         newer = any(stored.is_open for stored in shared.logs[self.partition][self.epoch + 1 :])
-        await shared.pause()
+        await shared.pause(self.partition)
         await self._journal.node.thawed()
         if newer:
             raise Fenced(f"epoch {self.epoch} was overtaken")
@@ -204,16 +225,39 @@ class SimWriter:
         pass
 
 
+class Follower:
+    """A book that follows a log from its beginning, as a projector's does; the witness reads for it."""
+
+    def __init__(self, world: World, partition: int) -> None:
+        self.replay = Replay.from_start(partition, world.partitions, world.plan.windows, CHAIN_KEY)
+        self.last_ns = 0
+        self.offset = 0
+        self._entries = world.witness.partitions[partition].entries
+
+    def follow(self, until: int) -> None:
+        """Read up to the offset `until`."""
+        for entry, _ in self._entries[self.offset : until]:
+            if isinstance(entry, Record):
+                self.replay.apply(entry)
+                self.last_ns = int(entry.rows["at"][-1])
+            elif entry is not None:
+                self.replay.opened(entry)
+        self.offset = until
+
+    def snapshot(self, partition: int) -> Snapshot:
+        """As it stands."""
+        meta = {"last_ns": self.last_ns, "rules": self.replay.rules}
+        return Snapshot(partition, self._entries[self.offset - 1][1], ledger.dump(self.replay.book), meta)
+
+
 class SimSnapshots:
     """Books as a projector saves them: whole, of some earlier position, and not always the newest."""
 
-    def __init__(self, journal: SimJournal, die: random.Random) -> None:
-        self._journal = journal
-        self._die = die
-        self._saved: list[list[Snapshot]] = [[] for _ in journal.logs]
-        self._books: list[Book | None] = [None for _ in journal.logs]
-        self._readers = [Reader(NodeJournal(journal, None), p, CHAIN_KEY) for p in range(len(journal.logs))]
-        self._last_ns = [0 for _ in journal.logs]
+    def __init__(self, world: World) -> None:
+        self._die = world.die
+        self._witness = world.witness
+        self._saved: list[list[Snapshot]] = [[] for _ in range(world.partitions)]
+        self._followers = [Follower(world, partition) for partition in range(world.partitions)]
 
     async def load(self, partition: int) -> Snapshot | None:
         """One of the partition's snapshots; sometimes a new one is made first."""
@@ -223,32 +267,49 @@ class SimSnapshots:
         return self._die.choice(saved) if saved and self._die.random() < 0.7 else None
 
     def _save(self, partition: int) -> None:
-        book, reader, log = self._books[partition], self._readers[partition], self._journal.logs[partition]
-        if book is None:
-            book = ledger.new_book(partition, len(self._journal.logs), **WINDOWS._asdict(), capacity=CAPACITY)
-            self._books[partition] = book
-        start = reader.position.offset
-        for stored in log[start : self._die.randint(start, len(log))]:
-            found = reader.take(stored)
-            if found is not None:
-                replay(book, found)
-                self._last_ns[partition] = int(found.rows["at"][-1])
-        meta = {"last_ns": self._last_ns[partition]}
-        self._saved[partition].append(Snapshot(partition, reader.position, ledger.dump(book), meta))
+        self._witness.catch_up()
+        follower = self._followers[partition]
+        follower.follow(self._die.randint(follower.offset, len(self._witness.partitions[partition].entries)))
+        if follower.offset:  # nobody saves an empty book
+            self._saved[partition].append(follower.snapshot(partition))
 
 
 class NodeClock:
-    """A process's clocks: the wall's jumps, also backwards; the monotonic one runs a little fast or slow."""
+    """A process's clocks: the wall's leaps and drifts, also backwards; the monotonic one runs a little fast or slow,
+    and stands still while a virtual machine is paused. Some are kept right by somebody who knows the time."""
 
-    def __init__(self, die: random.Random) -> None:
-        self._rate = die.uniform(0.99, 1.01)
-        self.skew_s = die.uniform(-0.5, 0.5)
+    def __init__(self, die: random.Random, faults: Faults, slack_s: float) -> None:
+        self._rate = die.uniform(0.9997, 1.0003)
+        self._kept_right = die.random() < 0.3
+        self._stood_s = 0.0
+        self._since_s = 0.0
+        self._drift = 0.0
+        self._skew_s = die.uniform(-slack_s, slack_s)
+        if die.random() < faults.clock_wrong:
+            self._skew_s += die.choice([-3.0, 3.0, -20.0, 20.0]) * _HOUR_S
 
     def wall_ns(self) -> int:
-        return EPOCH_NS + int((asyncio.get_running_loop().time() + self.skew_s) * 1e9)
+        now = asyncio.get_running_loop().time()
+        return EPOCH_NS + int((now + self._skew_s + self._drift * (now - self._since_s)) * 1e9)
 
     def monotonic(self) -> float:
-        return asyncio.get_running_loop().time() * self._rate
+        return (asyncio.get_running_loop().time() - self._stood_s) * self._rate
+
+    def synchronised(self) -> bool:
+        """Somebody keeps it right, and has."""
+        return self._kept_right and self.error_s() < 1.0
+
+    def error_s(self) -> float:
+        return abs(self.wall_ns() - EPOCH_NS - int(asyncio.get_running_loop().time() * 1e9)) / 1e9
+
+    def step(self, skew_s: float, drift: float = 0.0) -> None:
+        """It says another time from now on, or runs away by `drift` seconds a second."""
+        self._skew_s, self._drift = skew_s, drift
+        self._since_s = asyncio.get_running_loop().time()
+
+    def stand_still(self, seconds: float) -> None:
+        """The monotonic clock did so, for the `seconds` that have just passed."""
+        self._stood_s += seconds
 
 
 class Node:
@@ -260,7 +321,9 @@ class Node:
         self.number = number
         self.alive = True
         self.frozen = False
-        self.clock = NodeClock(world.die)
+        self.clock = NodeClock(world.die, world.faults, world.slack_s)
+        first = number < world.partitions
+        self.capacity = world.plan.capacities[0] if first else world.die.choice(world.plan.capacities)
         self.links: dict[SimLink, None] = {}  # in order: a set's would differ from run to run
         self._held: list[Callable[[], None]] = []
         self._thaw: asyncio.Event = asyncio.Event()
@@ -283,12 +346,11 @@ class Node:
             snapshots=world.snapshots.load,
             chain_key=CHAIN_KEY,
             name=f"shard-{partition:03d}",
-            windows=WINDOWS,
-            capacity=CAPACITY,
+            windows=world.plan.windows,
+            capacity=self.capacity,
             identity={"host": "simulation", "pid": number, "start": 0},
-            known_dead=world.known_dead,
         )
-        self.shard = Shard(recovery, peers, on_fatal=self._died, clock=self.clock, limits=world.limits)
+        self.shard = Shard(recovery, peers, on_fatal=self._died, clock=self.clock, limits=world.plan.limits)
         self.task = asyncio.get_running_loop().create_task(self._start())
 
     async def _start(self) -> None:
@@ -392,7 +454,8 @@ class SimTransport:
 
 
 class SimLink:
-    """One stream. Disorderly ones reorder and repeat; any may break, and what was under way then may still arrive."""
+    """One stream. Disorderly ones reorder and repeat answers. Any may break, and what was under way then may still
+    arrive, after what was sent on the next one."""
 
     def __init__(self, world: World, owner: Node | None, node: Node, receiver: Receiver) -> None:
         self.partition = node.partition
@@ -407,13 +470,16 @@ class SimLink:
 
     def send(self, data: bytes) -> None:
         self._carry("request", data, self._request)
-        if self._disorderly and self._world.die.random() < self._world.faults.duplicate:
-            self._carry("request", data, self._request)
 
     def answer(self, data: bytes) -> None:
         """From the shard."""
         if self._node.alive:
-            self._node.when_thawed(lambda: self._carry("answer", data, self._response))
+            self._node.when_thawed(lambda: self._answer(data))
+
+    def _answer(self, data: bytes) -> None:
+        self._carry("answer", data, self._response)
+        if self._disorderly and self._world.die.random() < self._world.faults.duplicate:
+            self._carry("answer", data, self._response)
 
     def close(self) -> None:
         self._receiver = None
@@ -439,7 +505,7 @@ class SimLink:
                 return
         loop = asyncio.get_running_loop()
         arrival = loop.time() + world.latency()
-        if not self._disorderly:
+        if way == "request" or not self._disorderly:
             arrival = self._arrival[way] = max(arrival, self._arrival[way] + 1e-9)
         loop.call_at(arrival, deliver, data)
 
@@ -472,26 +538,74 @@ class _LinkAnswers(Answers):
         self._link.answer(data)
 
 
-@dataclass
 class World:
     """Everything, and the die that decides what happens to it."""
 
-    seed: int
-    partitions: int
-    faults: Faults = field(default_factory=Faults)
-    limits: ShardLimits = field(default_factory=lambda: ShardLimits(wait_s=3.0, tick_s=0.1, overlap_rows=8))
-
-    def __post_init__(self) -> None:
-        self.die = random.Random(self.seed)
-        self.journal = SimJournal(self.partitions, self.die, self.faults)
-        self.snapshots = SimSnapshots(self.journal, self.die)
+    def __init__(self, seed: int, plan: Plan) -> None:
+        self.seed = seed
+        self.plan = plan
+        self.partitions = plan.partitions
+        self.faults = Faults.none()
+        self.die = random.Random(seed)
+        self.journal = SimJournal(self)
+        self.witness = Witness(
+            self.journal.logs,
+            plan.windows,
+            lambda partition: Reader(NodeJournal(self.journal, None), partition, CHAIN_KEY),
+        )
+        self.snapshots = SimSnapshots(self)
         self.directory: dict[int, Node] = {}
         self.nodes: list[Node] = []
         self.current: dict[int, Node] = {}
         self.deaths: list[str] = []
         self.failures: list[BaseException] = []
+        self.slack_s = min(0.5, 0.4e-9 * plan.windows.id_skew_ns)
+        """How far clocks that are well are from the truth."""
+        self.away: dict[int, float] = {}  # partition -> until when no process can be started for it
         self._tasks: set[asyncio.Task[Any]] = set()
         self._healing = True
+
+    async def begin(self) -> None:
+        """Every partition has a process that serves; from then on things go wrong only by `disturb`."""
+        for partition in range(self.partitions):
+            self.start_node(partition)
+        await self._all_serve()
+
+    async def make_peace(self) -> None:
+        """From now on nothing goes wrong: all processes go on, with right clocks, and somebody serves everywhere."""
+        self.faults = Faults.none()
+        self.away.clear()
+        for node in self.nodes:
+            if node.alive:
+                node.thaw()
+                node.clock.step(0.0)
+        self.loop_task(self._operate())
+        await asyncio.sleep(5.0)
+        await self._all_serve()
+        await asyncio.sleep(1.0)
+
+    async def _operate(self) -> None:
+        """An operator accepts every clock that is not believed: they are right by now."""
+        while True:
+            for node in self.current.values():
+                if node.alive and node.shard.serving and node.shard.stats()["clock_ahead_s"]:
+                    node.shard.accept_clock()
+            await asyncio.sleep(0.5)
+
+    async def _all_serve(self) -> None:
+        """Wait until every partition has a process that does."""
+        for _ in range(100):
+            nodes = [self.current[partition] for partition in range(self.partitions)]
+            if all(node.alive and node.shard.serving for node in nodes):
+                return
+            await asyncio.sleep(0.5)
+        raise AssertionError("no process serves")
+
+    def replayed(self, partition: int) -> Book:
+        """A book that was made of the whole log."""
+        follower = Follower(self, partition)
+        follower.follow(len(self.journal.logs[partition]))
+        return follower.replay.book
 
     def now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -511,6 +625,8 @@ class World:
         node = Node(self, partition, len(self.nodes))
         self.nodes.append(node)
         self.current[partition] = node
+        if node.clock.error_s() > 60.0:
+            self.loop_task(self._attend_to_clock(node))
         return node
 
     def registered(self, node: Node) -> None:
@@ -530,34 +646,65 @@ class World:
             asyncio.get_running_loop().call_later(delay, self._replace, node)
 
     def _replace(self, node: Node) -> None:
-        if self._healing and self.current.get(node.partition) is node:
+        rest_s = self.away.get(node.partition, 0.0) - self.now()
+        if rest_s > 0:
+            asyncio.get_running_loop().call_later(rest_s, self._replace, node)
+        elif self._healing and self.current.get(node.partition) is node:
             self.start_node(node.partition)
 
-    def known_dead(self, identity: Mapping[str, Any]) -> bool:
-        """What can be found out about a predecessor: a dead one may look alive, never the other way round."""
-        node = self.nodes[identity["pid"]]
-        return not node.alive and self.die.random() < 0.7
-
     async def disturb(self) -> None:
-        """Crash, stop and replace processes, and move clocks, until cancelled."""
-        events: list[tuple[float, int]] = []
-        rates = (self.faults.crash_every_s, self.faults.freeze_every_s, self.faults.clock_jump_every_s)
-        for kind, every_s in enumerate(rates):
-            heapq.heappush(events, (self.die.expovariate(1 / every_s), kind))
+        """Crash, stop and replace processes, take partitions away and move clocks, until cancelled."""
+        faults = self.faults = replace(self.plan.faults)
+        rates = {
+            self._crash: faults.crash_every_s,
+            self._freeze: faults.freeze_every_s,
+            self._move_clock: faults.clock_every_s,
+            self._take_away: faults.outage_every_s,
+        }
+        kinds = [(action, every_s) for action, every_s in rates.items() if every_s]
+        events = [(self.now() + self.die.expovariate(1 / every_s), n) for n, (_, every_s) in enumerate(kinds)]
+        heapq.heapify(events)
         while True:
-            when, kind = heapq.heappop(events)
+            when, number = heapq.heappop(events)
             await asyncio.sleep(max(0.0, when - self.now()))
-            heapq.heappush(events, (self.now() + self.die.expovariate(1 / rates[kind]), kind))
-            node = self.die.choice(list(self.current.values()))
-            if kind == 0:
-                node.crash()
-            elif kind == 1 and node.alive and not node.frozen:
-                self.loop_task(self._stop_for_a_while(node))
-            else:
-                node.clock.skew_s += self.die.uniform(-1.0, 0.5)
+            action, every_s = kinds[number]
+            heapq.heappush(events, (self.now() + self.die.expovariate(1 / every_s), number))
+            action(self.die.choice(list(self.current.values())))
+
+    def _crash(self, node: Node) -> None:
+        node.crash()
+
+    def _freeze(self, node: Node) -> None:
+        if node.alive and not node.frozen:
+            self.loop_task(self._stop_for_a_while(node))
+
+    def _take_away(self, node: Node) -> None:
+        window_s = self.plan.windows.id_window_ns / 1e9
+        self.away[node.partition] = self.now() + window_s * self.die.uniform(0.2, 2.0)
+        node.crash()
+
+    def _move_clock(self, node: Node) -> None:
+        if self.die.random() >= self.faults.clock_leap:
+            node.clock.step(self.die.uniform(-3.0, 2.0) * self.slack_s)
+            return
+        hours = self.die.choice([-30.0, -3.0, 1.0, 3.0, 50.0])
+        if self.die.random() < 0.3:
+            node.clock.step(0.0, drift=hours * _HOUR_S / 2.0)
+        else:
+            node.clock.step(hours * _HOUR_S)
+        self.loop_task(self._attend_to_clock(node))
+
+    async def _attend_to_clock(self, node: Node) -> None:
+        """An operator finds out, and puts the clock right; or believes what it says."""
+        await asyncio.sleep(self.die.expovariate(1 / 0.7))
+        if node.alive and node.shard.serving and self.die.random() < 0.15:
+            node.shard.accept_clock()
+            await asyncio.sleep(self.die.expovariate(1 / 0.5))
+        node.clock.step(self.die.uniform(-self.slack_s, self.slack_s))
 
     async def _stop_for_a_while(self, node: Node) -> None:
         node.freeze()
+        since = self.now()
         for link in list(node.links):
             if self.die.random() < 0.5:
                 link.break_off()  # some clients go to the successor, others do not know yet
@@ -568,6 +715,8 @@ class World:
                 async with asyncio.timeout(self.die.uniform(0.0, 2.5)):
                     await asyncio.shield(successor.task)
             await asyncio.sleep(self.die.expovariate(1 / 0.1))
+        if self.die.random() < 0.3:
+            node.clock.stand_still(self.now() - since)  # the machine was paused, not the process
         node.thaw()
 
     async def shut_down(self) -> None:

@@ -21,6 +21,7 @@ from storage.record import (
     Position,
     Reader,
     Record,
+    check_format,
     decode,
     decode_open,
     encode,
@@ -339,6 +340,20 @@ def test_the_open_record_of_another_format_is_named_too() -> None:
     check = hashlib.blake2b(text, digest_size=16).hexdigest().encode()
     with pytest.raises(Corrupt, match="format version 1, this program reads 2"):
         decode_open(Stored(0, 0, True, text + b"\n" + check), PARTITION)
+
+
+def test_the_format_of_any_record_can_be_looked_at_alone() -> None:
+    for stored in HISTORY:
+        check_format(stored, PARTITION)
+    data, opened = HISTORY[1], HISTORY[0]
+    for other in (
+        Stored(1, 0, False, data.payload.replace(b"razao/2:", b"razao/1:")),
+        Stored(0, 0, True, opened.payload.replace(b'"razao":2', b'"razao":1')),
+    ):
+        with pytest.raises(Corrupt, match="format version 1, this program reads 2"):
+            check_format(other, PARTITION)
+    for damaged in (b"", b"x", b"[1]\nx"):
+        check_format(Stored(0, 0, True, damaged), PARTITION)
 
 
 def test_a_record_of_another_partition_or_of_another_sequence_is_refused() -> None:
