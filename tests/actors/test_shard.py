@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from actors.recovery import saved_in
 from actors.shard import Replies, ShardLimits
 from actors.shard_client import ShardClient, ShardUnavailable, States
 from storage.events import Code, Flag, Kind, ResultFlag
+from storage.found import Found
 from storage.journal import Corrupt, Fenced, OutcomeUnknown
 from storage.journal.postgres import PostgresJournal
 from storage.record import Reader
@@ -372,6 +373,9 @@ class Asker(Replies):
 
     def states(self, request: int, states: np.ndarray, positions: dict[int, int]) -> None:
         self.answered(request, states, positions)
+
+    def found(self, request: int, found: Sequence[Found], head: int, code: Code) -> None:
+        self.again()
 
 
 @pytest.mark.parametrize("others", ["legs", "reads", "large batches", "outcomes"])
