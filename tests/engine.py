@@ -24,6 +24,7 @@ from cluster.status import collect
 from cluster.stop import stop
 from cluster.verify import verify
 from deployments.auth.keys import sign_token
+from storage.events import AMOUNT_MAX
 from storage.references import person_reference
 
 RAZAO: Final = str(Path(sys.executable).with_name("razao"))
@@ -51,6 +52,7 @@ class Engine:
         self.environment = {
             **os.environ,
             "RAZAO_TIERS": tiers,
+            "RAZAO_DEPOSIT_MAX": str(AMOUNT_MAX),  # so that the bound of balances can be met
             **{f"RAZAO_{name.upper()}": value for name, value in (settings or {}).items()},
         }
         self.url = ""
