@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from actors.compiled import Bool, Id, Int, Links, Rows, Words, compiled, entry_point, inlined
 from actors.id_memory import (
+    BUCKETS_PER_ID,
     ID_BASE,
     ID_BASE_MAX,
     ID_BUCKETS,
@@ -34,14 +35,14 @@ from actors.id_memory import (
     ID_TAIL,
     ID_WINDOW,
     IDS_MAX,
-    IDS_PER_BUCKET,
     TIME_HEAD,
     TIME_ROW,
     TIME_TAIL,
     forget_oldest,
-    id_time,
     live_slots,
     live_times,
+    oldest_time,
+    place,
 )
 from storage.events import FIRST_ACCOUNT, SETTLEMENT, SLOTS, TRANSIT, AccountStatus, Kind
 
@@ -147,8 +148,8 @@ HELD: Final = 1
 POSTING: Final = 2
 """A hold whose post is in flight: the payee's refusal would restore it whole, so what is left of it stays on hold."""
 
-# Places in `Book.meta`; the memory of ids has its own (3, 4, 12 to 19, 21). A table's words follow one another; refunds
-# have a table per generation.
+# Places in `Book.meta`; the memory of ids has its own (3, 4, 12 to 19, 21, 26 to 29). The words of a table follow one
+# another; refunds have a table per generation.
 FORMAT: Final = 0
 PARTITION: Final = 1
 PARTITIONS: Final = 2
@@ -276,7 +277,7 @@ def _allocate(capacity: Capacity, partitions: int, base: int, used: Mapping[str,
         raises=_reserve(rows.accounts, RAISE_ROW, sparse=True),
         account_heads=_reserve(ACCOUNT_BUCKETS * rows.accounts, np.int32),
         ids=_reserve(capacity.ids, ID_ROW),
-        id_heads=_reserve(max(1 << base, capacity.ids // IDS_PER_BUCKET + 1, used.get("buckets", 0)), np.int32),
+        id_heads=_reserve(max(1 << base, int(capacity.ids * BUCKETS_PER_ID) + 2, used.get("buckets", 0)), np.int32),
         times=_reserve(capacity.ids, TIME_ROW),
         holds=_reserve(rows.holds, HOLD_ROW),
         hold_heads=_reserve(rows.holds, np.int32),
@@ -335,6 +336,7 @@ def new_book(
     meta[ID_BASE] = base
     meta[ID_BUCKETS] = 1 << base
     meta[ID_MASK] = (2 << base) - 1
+    place(meta, book.times)
     for table in (ACCOUNTS, HOLDS, FLIGHTS, REFUSALS, REFUNDS, REFUNDS + TABLE_SIZE):
         meta[table + BUCKETS] = 1
         meta[table + MASK] = 1
@@ -677,6 +679,7 @@ def _restore_ids(arrays: dict[str, npt.NDArray[Any]], book: Book, was: int) -> N
     held, now = np.zeros(count, ID_ROW), int(meta[IDS_MAX])
     _fill(arrays, "ids", held, count)
     meta[IDS_MAX] = was
+    place(meta, times)
     ids[live_slots(meta)] = held
     _fill(arrays, "id_heads", heads, int(meta[ID_BUCKETS]))
     since = np.zeros(int(meta[TIME_HEAD] - meta[TIME_TAIL]), TIME_ROW)
@@ -689,6 +692,7 @@ def _restore_ids(arrays: dict[str, npt.NDArray[Any]], book: Book, was: int) -> N
     kept, since = ids[slots], live_times(meta, times)
     order = np.zeros(was + 1, np.int64)  # old link -> new link
     meta[IDS_MAX] = now
+    place(meta, book.times)
     fresh = live_slots(meta)
     order[slots + 1] = fresh + 1
     links = kept["next"].astype(np.int64)
@@ -702,7 +706,7 @@ def _restore_ids(arrays: dict[str, npt.NDArray[Any]], book: Book, was: int) -> N
 @entry_point
 def _shrink_ids(meta: Words, ids: Rows, heads: Links, times: Rows, most: Int) -> Int:
     while meta[ID_HEAD] - meta[ID_TAIL] > most:
-        meta[ID_HORIZON] = id_time(meta, ids, times, meta[ID_TAIL])
+        meta[ID_HORIZON] = oldest_time(meta, ids, times)
         forget_oldest(meta, ids, heads, times)
     return 0
 
@@ -737,7 +741,7 @@ def sums(book: Book) -> int:
 
 @entry_point
 def _oldest_id(meta: Words, ids: Rows, times: Rows) -> Int:
-    return id_time(meta, ids, times, meta[ID_TAIL])
+    return oldest_time(meta, ids, times)
 
 
 def stats(book: Book) -> Stats:

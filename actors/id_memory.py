@@ -26,13 +26,12 @@ from actors.compiled import Id, Int, Links, Rows, Words, compiled, inlined
 ID_ROW: Final = np.dtype(
     [
         ("next", np.int32),  # the next older row of its chain + 1; of the last one -(bucket + 1)
-        ("word", np.uint64),  # hash from bit ID_BASE on, 42 bits << 22 | time, low 16 bits << 6 | code
         ("content", np.uint32),  # second hash, of id and content
-        ("time", np.uint8),  # bits 16 to 23 of the µs since the newest time before it
+        ("word", np.uint64),  # hash from bit ID_BASE on, 42 bits << 22 | µs since the newest time before it << 6 | code
     ]
 )
 TIME_ROW: Final = np.dtype([("first", np.int64), ("us", np.int64)])
-"""From id number `first` on, times are told from `us` on. A new one only when 24 bits do not reach any more."""
+"""From id number `first` on, times are told from `us` on. A new one only when 16 bits do not reach any more."""
 
 # Places in `Book.meta`.
 ID_WINDOW: Final = 3
@@ -46,13 +45,17 @@ ID_BASE: Final = 17  # bits of a hash that the bucket alone tells
 TIME_HEAD: Final = 18
 TIME_TAIL: Final = 19
 IDS_MAX: Final = 21
+ID_HEAD_SLOT: Final = 26  # where in their rings the next id, the oldest, the newest time and the oldest lie: to divide
+ID_TAIL_SLOT: Final = 27  # costs more than to remember
+TIME_HEAD_SLOT: Final = 28
+TIME_TAIL_SLOT: Final = 29
 
 ID_BASE_MAX: Final = 20
-IDS_PER_BUCKET: Final = 2
+BUCKETS_PER_ID: Final = 0.75
 _FORGET: Final = 4
 """Most ids whose time is over that one new id clears away: so a long silence makes no pause."""
 
-_TIME_BITS: Final = 24
+_TIME_BITS: Final = 16
 _TAG_SHIFT: Final = np.uint64(22)
 _TAG_KEEP: Final = np.uint64(2**42 - 1)
 _CODE_KEEP: Final = np.uint64(63)
@@ -93,8 +96,7 @@ def id_time(meta: Words, ids: Rows, times: Rows, number: Int) -> Int:
             low = middle
         else:
             high = middle - 1
-    row = ids[number % meta[IDS_MAX]]
-    since = np.int64((row["word"] >> _TIME_SHIFT) & _TIME_KEEP) | np.int64(row["time"]) << 16
+    since = np.int64((ids[number % meta[IDS_MAX]]["word"] >> _TIME_SHIFT) & _TIME_KEEP)
     return (times[low % size]["us"] + since) * _US
 
 
@@ -142,7 +144,7 @@ def _split(meta: Words, ids: Rows, heads: Links) -> None:
     base, mask = meta[ID_BASE], meta[ID_MASK]
     new = meta[ID_BUCKETS]
     old = new & (mask >> 1)
-    bit = np.uint64(1) << (np.uint64(_length(mask) - 1 - base) + _TAG_SHIFT)
+    bit = np.uint64((mask + 1) >> (base + 1)) << _TAG_SHIFT
     kept = moved = np.int64(0)  # the last row of each so far
     row = np.int64(heads[old])
     heads[old] = heads[new] = 0
@@ -171,20 +173,22 @@ def _split(meta: Words, ids: Rows, heads: Links) -> None:
 
 
 @inlined
-def _length(mask: Int) -> Int:
-    """The number of bits of a mask 2^n - 1."""
-    bits = np.int64(0)
-    while mask:
-        mask >>= 1
-        bits += 1
-    return bits
+def _after(slot: Int, size: Int) -> Int:
+    """The slot after that one of a ring."""
+    return slot + 1 if slot + 1 < size else np.int64(0)
+
+
+@inlined
+def oldest_time(meta: Words, ids: Rows, times: Rows) -> Int:
+    """The stamp of the oldest id, cut to µs, in ns."""
+    since = np.int64((ids[meta[ID_TAIL_SLOT]]["word"] >> _TIME_SHIFT) & _TIME_KEEP)
+    return (times[meta[TIME_TAIL_SLOT]]["us"] + since) * _US
 
 
 @compiled
 def forget_oldest(meta: Words, ids: Rows, heads: Links, times: Rows) -> None:
     """Take the oldest id out."""
-    tail = meta[ID_TAIL]
-    slot = tail % meta[IDS_MAX]
+    slot = meta[ID_TAIL_SLOT]
     end = np.int64(ids[slot]["next"])
     row = np.int64(heads[-end - 1])
     if row == slot + 1:
@@ -193,21 +197,23 @@ def forget_oldest(meta: Words, ids: Rows, heads: Links, times: Rows) -> None:
         while np.int64(ids[row - 1]["next"]) != slot + 1:
             row = np.int64(ids[row - 1]["next"])
         ids[row - 1]["next"] = end
-    meta[ID_TAIL] = tail + 1
-    size = times.shape[0]
-    if meta[TIME_TAIL] + 1 < meta[TIME_HEAD] and times[(meta[TIME_TAIL] + 1) % size]["first"] <= tail + 1:
+    meta[ID_TAIL] += 1
+    meta[ID_TAIL_SLOT] = _after(slot, meta[IDS_MAX])
+    following = _after(meta[TIME_TAIL_SLOT], times.shape[0])
+    if meta[TIME_TAIL] + 1 < meta[TIME_HEAD] and times[following]["first"] <= meta[ID_TAIL]:
         meta[TIME_TAIL] += 1
+        meta[TIME_TAIL_SLOT] = following
 
 
 @compiled
 def _make_room(meta: Words, ids: Rows, heads: Links, times: Rows, at: Int) -> None:
     kept = meta[ID_WINDOW] + meta[ID_SKEW]
     for _ in range(_FORGET):
-        if meta[ID_TAIL] == meta[ID_HEAD] or at - id_time(meta, ids, times, meta[ID_TAIL]) <= kept:
+        if meta[ID_TAIL] == meta[ID_HEAD] or at - oldest_time(meta, ids, times) <= kept:
             break
         forget_oldest(meta, ids, heads, times)
     if meta[ID_HEAD] - meta[ID_TAIL] >= meta[IDS_MAX]:
-        stamp = id_time(meta, ids, times, meta[ID_TAIL])
+        stamp = oldest_time(meta, ids, times)
         if at - stamp <= kept:
             meta[ID_HORIZON] = stamp
         forget_oldest(meta, ids, heads, times)
@@ -218,30 +224,36 @@ def remember_id(meta: Words, ids: Rows, heads: Links, times: Rows, h: Id, conten
     """Remember an event of now: its id's hash, 32 bits of what it is, its stamp and its code."""
     _make_room(meta, ids, heads, times, at)
     number = meta[ID_HEAD]
-    size = times.shape[0]
     us = at // _US
-    since = np.int64(0)
-    if meta[ID_TAIL] == number:
-        meta[TIME_TAIL] = meta[TIME_HEAD]
-    else:
-        since = us - times[(meta[TIME_HEAD] - 1) % size]["us"]
+    since = us - times[meta[TIME_HEAD_SLOT]]["us"]
     if meta[ID_TAIL] == number or since >> _TIME_BITS != 0:
         since = np.int64(0)
-        times[meta[TIME_HEAD] % size]["first"] = number
-        times[meta[TIME_HEAD] % size]["us"] = us
+        place = _after(meta[TIME_HEAD_SLOT], times.shape[0])
+        times[place]["first"] = number
+        times[place]["us"] = us
+        meta[TIME_HEAD_SLOT] = place
+        if meta[ID_TAIL] == number:
+            meta[TIME_TAIL] = meta[TIME_HEAD]
+            meta[TIME_TAIL_SLOT] = place
         meta[TIME_HEAD] += 1
-    if meta[ID_BUCKETS] * IDS_PER_BUCKET < number - meta[ID_TAIL]:
+    if 4 * meta[ID_BUCKETS] < 3 * (number - meta[ID_TAIL]):  # BUCKETS_PER_ID
         _split(meta, ids, heads)
     bucket = id_bucket(meta, h)
-    slot = number % meta[IDS_MAX]
+    slot = meta[ID_HEAD_SLOT]
     row = ids[slot]
     first = heads[bucket]
     row["next"] = first if first != 0 else -(bucket + 1)
-    row["word"] = _tag(meta, h) << _TAG_SHIFT | np.uint64(since & 0xFFFF) << _TIME_SHIFT | np.uint64(code)
+    row["word"] = _tag(meta, h) << _TAG_SHIFT | np.uint64(since) << _TIME_SHIFT | np.uint64(code)
     row["content"] = content
-    row["time"] = since >> 16
     heads[bucket] = slot + 1
     meta[ID_HEAD] = number + 1
+    meta[ID_HEAD_SLOT] = _after(slot, meta[IDS_MAX])
+
+
+def place(meta: Words, times: Rows) -> None:
+    """Note where the ends of the rings lie, for rings of this size."""
+    meta[ID_HEAD_SLOT], meta[ID_TAIL_SLOT] = meta[ID_HEAD] % meta[IDS_MAX], meta[ID_TAIL] % meta[IDS_MAX]
+    meta[TIME_HEAD_SLOT], meta[TIME_TAIL_SLOT] = (meta[TIME_HEAD] - 1) % len(times), meta[TIME_TAIL] % len(times)
 
 
 def live_slots(meta: Words) -> npt.NDArray[np.int64]:

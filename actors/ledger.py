@@ -97,9 +97,9 @@ from actors.id_memory import (
     ID_MASK,
     ID_SKEW,
     ID_TAIL,
+    ID_TAIL_SLOT,
     ID_WINDOW,
     IDS_MAX,
-    IDS_PER_BUCKET,
     find_id,
     id_bucket,
     id_code,
@@ -1383,9 +1383,9 @@ def _look_ahead(book: Book, rows: Rows, start: Int) -> None:
         prefetch(book.account_heads, debit, 0)
         prefetch(book.account_heads, credit, 0)
         prefetch(heads, id_bucket(meta, key), 0)
-        prefetch(heads, meta[ID_BUCKETS] + k // IDS_PER_BUCKET & half, 0)
+        prefetch(heads, meta[ID_BUCKETS] + (3 * k >> 2) & half, 0)
         if full:
-            prefetch(ids, (meta[ID_TAIL] + k) % meta[IDS_MAX], 0)
+            prefetch(ids, meta[ID_TAIL_SLOT] + k, 0)
         ahead[at] = key
         ahead[at + 1] = debit
         ahead[at + 2] = credit
@@ -1394,15 +1394,15 @@ def _look_ahead(book: Book, rows: Rows, start: Int) -> None:
         prefetch(book.accounts, np.int64(book.account_heads[np.int64(ahead[at + 1])]) - 1, 0)
         prefetch(book.accounts, np.int64(book.account_heads[np.int64(ahead[at + 2])]) - 1, 0)
         prefetch(ids, np.int64(heads[id_bucket(meta, ahead[at])]) - 1, 0)
-        prefetch(ids, np.int64(heads[meta[ID_BUCKETS] + k // IDS_PER_BUCKET & half]) - 1, 0)
+        prefetch(ids, np.int64(heads[meta[ID_BUCKETS] + (3 * k >> 2) & half]) - 1, 0)
     for k in range(count):
         row, at = rows[start + k], AHEAD_SIZE * k
         _follow_account(book, np.int64(ahead[at + 1]), row["debit"])
         _follow_account(book, np.int64(ahead[at + 2]), row["credit"])
         _follow_id(ids, np.int64(heads[id_bucket(meta, ahead[at])]))
-        _follow_id(ids, np.int64(heads[meta[ID_BUCKETS] + k // IDS_PER_BUCKET & half]))
-        if full:
-            end = np.int64(ids[(meta[ID_TAIL] + k) % meta[IDS_MAX]]["next"])
+        _follow_id(ids, np.int64(heads[meta[ID_BUCKETS] + (3 * k >> 2) & half]))
+        if full and meta[ID_TAIL_SLOT] + k < meta[IDS_MAX]:
+            end = np.int64(ids[meta[ID_TAIL_SLOT] + k]["next"])
             if end < 0:
                 prefetch(heads, -end - 1, 0)
     for k in range(count):
@@ -1410,6 +1410,8 @@ def _look_ahead(book: Book, rows: Rows, start: Int) -> None:
         debit = find_account_in(book.accounts, book.account_heads, np.int64(ahead[at + 1]), row["debit"])
         credit = find_account_in(book.accounts, book.account_heads, np.int64(ahead[at + 2]), row["credit"])
         prefetch(book.accounts, debit, 64)
+        _follow_id_on(ids, np.int64(heads[id_bucket(meta, ahead[at])]))
+        _follow_id_on(ids, np.int64(heads[meta[ID_BUCKETS] + (3 * k >> 2) & half]))
         ahead[at + 1] = debit + 1
         ahead[at + 2] = credit + 1
 
@@ -1418,6 +1420,12 @@ def _look_ahead(book: Book, rows: Rows, start: Int) -> None:
 def _follow_id(ids: Rows, first: Int) -> None:
     if first > 0:
         prefetch(ids, np.int64(ids[first - 1]["next"]) - 1, 0)
+
+
+@inlined
+def _follow_id_on(ids: Rows, first: Int) -> None:
+    if first > 0:
+        _follow_id(ids, np.int64(ids[first - 1]["next"]))
 
 
 @inlined

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from actors import ledger
-from actors.id_memory import ID_ROW, IDS_PER_BUCKET
+from actors.id_memory import BUCKETS_PER_ID, ID_ROW
 from storage.events import BALANCE, EVENT, NO_LIMIT, RESULT, Code, Kind
 
 BATCH = 8190
@@ -121,7 +121,7 @@ def measure_growth(accounts: int) -> dict[str, float]:
     open_accounts(timed, accounts)
     used = process.memory_info().rss - before
     times_ms = np.array(timed.seconds) * 1e3
-    id_bytes = ID_ROW.itemsize + 4 / IDS_PER_BUCKET
+    id_bytes = ID_ROW.itemsize + 4 * BUCKETS_PER_ID
     return {
         "accounts": accounts,
         "openings_per_second": accounts / (times_ms.sum() / 1e3),

@@ -92,7 +92,7 @@ def test_growth_never_moves_an_array_and_splits_one_bucket_at_a_time() -> None:
         assert ids_after - ids_before <= 1
         before, ids_before = after, ids_after
     assert before == 2 * 40_001
-    assert ids_before == 40_000 // 2
+    assert ids_before == 40_000 * 3 // 4
     assert [array.ctypes.data for array in book] == places
 
 
@@ -106,7 +106,7 @@ def test_chains_stay_short() -> None:
 def test_an_account_takes_at_most_200_bytes_and_an_id_at_most_20() -> None:
     account = memory.ACCOUNT_ROW.itemsize + memory.RAISE_ROW.itemsize + 4 * memory.ACCOUNT_BUCKETS
     assert account <= 200
-    assert id_memory.ID_ROW.itemsize + 4 / id_memory.IDS_PER_BUCKET <= 20
+    assert id_memory.ID_ROW.itemsize + 4 * id_memory.BUCKETS_PER_ID <= 20
     assert memory.ACCOUNT_ROW.itemsize % 64 == 0  # cache lines
 
 

@@ -374,6 +374,8 @@ class Generator:
         row["credit"] = self.account(self.partition.number)
         if int(row["amount"][0]) in AMOUNTS:
             row["amount"] *= self.dice.choice([1, 1, 20])
+        if self.dice.random() < 0.03:
+            row["amount"] = AMOUNT_MAX - self.dice.choice([0, 1, 50])  # more than fits beside what is there
 
     def fill_withdrawal(self, row: Rows) -> None:
         row["credit"] = self.dice.choice([0, 0, 0, 0, 0, 1, 1, 1024])
