@@ -11,13 +11,14 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast
 
 import ray
 from ray.actor import ActorHandle
+from ray.util import metrics
 
 from actors import garbage, shard_server
 from actors.directory import NAME, NAMESPACE, locate_by
@@ -56,6 +57,41 @@ class ShardConfig:
     windows: Windows = field(default_factory=Windows)
     capacity: Capacity = Capacity()  # noqa: RUF009 - immutable
     limits: ShardLimits = field(default_factory=ShardLimits)
+
+
+_FIGURES: Final = {
+    "accounts": "Accounts.",
+    "ids": "Ids that are remembered.",
+    "ids_window_s": "Age of the oldest id that is remembered, seconds.",
+    "holds": "Holds.",
+    "in_flight": "Payments on their way to other shards.",
+    "queue_rows": "Events that wait.",
+    "read_rows": "Accounts that wait to be read.",
+    "outbox_rows": "Legs that other shards have not decided.",
+    "last_append_ms": "How long the last append took.",
+    "clock_ahead_s": "How far the clock is ahead of what can be believed, seconds; else 0.",
+}
+
+
+def figures(stats: Mapping[str, Any]) -> dict[str, float]:
+    """What metrics show of a shard, from its statistics: name → value; `_max` is what there is room for."""
+    found = {name: float(stats[name]) for name in _FIGURES}
+    return found | {f"{name}_max": float(rows) for name, rows in stats["capacity"].items()}
+
+
+class _Gauges:
+    """A shard's figures in Ray's metrics."""
+
+    def __init__(self, shard: str) -> None:
+        self._tags = {"shard": shard}
+        self._made: dict[str, metrics.Gauge] = {}
+
+    def publish(self, stats: Mapping[str, Any]) -> None:
+        for name, value in figures(stats).items():
+            if name not in self._made:
+                text = _FIGURES.get(name, "Rows that there is room for.")
+                self._made[name] = metrics.Gauge(f"razao_shard_{name}", text, ("shard",))
+            self._made[name].set(value, self._tags)
 
 
 class AccountShard:
@@ -128,7 +164,9 @@ class AccountShard:
         self._ready.set()
         _LOG.info("%s serves epoch %d on %s:%d", self._name, self._shard.epoch, self._config.host, self._port)
         directory: Any = None
+        gauges = _Gauges(self._name)
         while not self._stopping:
+            gauges.publish(self._shard.stats())
             try:
                 if directory is None:
                     directory = await asyncio.to_thread(ray.get_actor, NAME, NAMESPACE)

@@ -478,6 +478,7 @@ class Shard:
             "last_append_ms": self._append_s * 1e3,
             "clock_ns": self._clock.wall_ns(),
             "clock_ahead_s": self._time.ahead_s,
+            "capacity": ledger.capacity_of(self._book)._asdict(),
         }
 
     # What comes in.

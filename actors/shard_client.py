@@ -96,6 +96,7 @@ class ShardStats:
     last_append_ms: float
     clock_ns: int  # what its machine's clock says
     clock_ahead_s: float  # how far that is ahead of what can be believed; while it is not 0 the shard does not serve
+    capacity: dict[str, int]  # rows of each kind that there is room for
 
 
 Tell = Callable[[Array, dict[int, int]], None]

@@ -250,7 +250,7 @@ def test_no_log_has_a_tax_id_a_token_or_a_password(engine: TiersEngine, person: 
     assert not re.search(r"eyJ[A-Za-z0-9_-]{10,}\.eyJ", text)
 
 
-async def test_metrics_show_each_tier_and_how_its_breakers_stand(engine: TiersEngine) -> None:
+async def test_metrics_show_each_tier_how_its_breakers_stand_and_what_a_shard_has_room_for(engine: TiersEngine) -> None:
     sessions = RayNode(engine.data / "ray").sessions
     found = await asyncio.to_thread((sessions / "prom_metrics_service_discovery.json").read_text)
     targets = json.loads(found)[0]["targets"]
@@ -259,6 +259,8 @@ async def test_metrics_show_each_tier_and_how_its_breakers_stand(engine: TiersEn
     wanted += [
         rf'ray_razao_breaker_state{{[^}}]*application="score"[^}}]*service="{one}"[^}}]*}} 0' for one in breakers
     ]
+    shard = r'ray_razao_shard_{}{{[^}}]*shard="shard-001"[^}}]*}} [0-9]'
+    wanted += [shard.format(name) for name in ("ids", "ids_max", "ids_window_s", "clock_ahead_s", "in_flight_max")]
     text = ""
     async with asyncio.timeout(90), httpx.AsyncClient(trust_env=False) as client:
         while not all(re.search(pattern, text) for pattern in wanted):
