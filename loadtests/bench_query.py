@@ -26,7 +26,7 @@ from actors.comparison import compare
 from actors.projection import Limits, Projection
 from cluster.postgres import PostgresServer
 from storage import record
-from storage.events import BALANCE, EVENT, NO_LIMIT, RESULT, Code, Kind
+from storage.events import BALANCE, EVENT, NO_LIMIT, RESULT, SLOTS, Code, Kind
 from storage.journal import Writer
 from storage.journal.postgres import PostgresJournal
 from storage.query_store import QueryStore
@@ -80,6 +80,12 @@ def _events(rng: np.random.Generator, kind: Kind, count: int, ns: int) -> Rows:
     return rows
 
 
+def _place_ids(rows: Rows) -> None:
+    """Let each id say the slot of the account that decides."""
+    decides = np.where(rows["kind"] == Kind.DEPOSIT, rows["credit"], rows["debit"])
+    rows["id_lo"] = rows["id_lo"] & ~np.uint64(0xFFF) | decides % np.uint64(SLOTS)
+
+
 async def _open_accounts(shards: list[_Shard], accounts: Rows, rng: np.random.Generator) -> None:
     for shard in shards:
         own = accounts[accounts % PARTITIONS == shard.partition]
@@ -91,6 +97,7 @@ async def _open_accounts(shards: list[_Shard], accounts: Rows, rng: np.random.Ge
             deposits = _events(rng, Kind.DEPOSIT, len(some), shard.last_ns)
             deposits["credit"], deposits["debit"], deposits["amount"] = some, 1, 10**9
             for rows in (opens, deposits):
+                _place_ids(rows)
                 assert (await shard.group(rows))["code"].max() == Code.OK
 
 
@@ -104,6 +111,7 @@ async def _round(shards: list[_Shard], accounts: Rows, rng: np.random.Generator)
         rows["credit"] = np.where(rng.random(GROUP) < 0.1, accounts[0], rng.choice(accounts, GROUP))
         rows["amount"] = 1
         rows = rows[rows["debit"] != rows["credit"]]
+        _place_ids(rows)
         await shard.group(rows)
         sent.append(len(rows))
     for shard, other in zip(shards, reversed(shards), strict=True):
@@ -112,6 +120,7 @@ async def _round(shards: list[_Shard], accounts: Rows, rng: np.random.Generator)
         settles = np.zeros(len(legs), EVENT)
         settles["kind"] = Kind.SETTLE
         settles["id_hi"], settles["id_lo"] = legs["id_hi"], legs["id_lo"]
+        settles["ref_hi"], settles["ref_lo"] = other.partition, legs["total"]
         await shard.group(settles)
     return sum(sent)
 

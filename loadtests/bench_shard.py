@@ -32,7 +32,7 @@ from actors.shard_server import ShardServer
 from actors.transport import Address, Locate, TcpTransport
 from loadtests import journals
 from loadtests.journals import Place
-from storage.events import EVENT, NO_LIMIT, Code, Kind
+from storage.events import EVENT, NO_LIMIT, SLOTS, Code, Kind
 
 BATCH: Final = 8_190
 ACCOUNTS: Final = 100_000
@@ -42,21 +42,22 @@ _FUNDS: Final = 10**12
 _PATIENCE_S: Final = 30.0
 
 
-def ids(count: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Fresh UUIDv7s, as columns."""
+def ids(accounts: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Fresh UUIDv7s, as columns, for events that `accounts`: (n,) u64 decide."""
+    count = len(accounts)
     milliseconds = np.uint64(time.time_ns() // 10**6)
     hi = (milliseconds << np.uint64(16)) | np.uint64(0x7000) | random.integers(0, 0x1000, count, np.uint64)
-    lo = np.uint64(1 << 63) | random.integers(0, 1 << 62, count, np.uint64)
-    return hi, lo
+    lo = np.uint64(1 << 63) | random.integers(0, 1 << 50, count, np.uint64) << np.uint64(12)
+    return hi, lo | accounts % np.uint64(SLOTS)
 
 
 def transfers(count: int, accounts: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Random pairs of different accounts, one centavo each."""
     rows = np.zeros(count, EVENT)
-    rows["id_hi"], rows["id_lo"] = ids(count, random)
     first = random.integers(0, len(accounts), count)
     second = (first + random.integers(1, len(accounts), count)) % len(accounts)
     rows["debit"], rows["credit"] = accounts[first], accounts[second]
+    rows["id_hi"], rows["id_lo"] = ids(rows["debit"], random)
     rows["amount"] = 1
     rows["kind"] = Kind.TRANSFER
     return rows
@@ -72,7 +73,7 @@ def opening(accounts: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Events that open the accounts and fill them."""
     opened, paid = np.zeros(len(accounts), EVENT), np.zeros(len(accounts), EVENT)
     for rows in (opened, paid):
-        rows["id_hi"], rows["id_lo"] = ids(len(rows), random)
+        rows["id_hi"], rows["id_lo"] = ids(accounts, random)
     opened["kind"], opened["debit"], opened["credit"] = Kind.OPEN, accounts, 1
     opened["amount"] = opened["ref_hi"] = opened["ref_lo"] = NO_LIMIT
     opened["total"] = 1200 << 16 | 360
@@ -124,7 +125,7 @@ async def _bulk(client: ShardClient, accounts: np.ndarray, seconds: float, lanes
         turn = number
         while time.perf_counter() < end:
             rows = ready[turn % len(ready)].copy()
-            rows["id_hi"], rows["id_lo"] = ids(BATCH, random)
+            rows["id_hi"], rows["id_lo"] = ids(rows["debit"], random)
             turn += lanes
             began = time.perf_counter()
             outcome = await client.apply(rows, None, time.monotonic() + _PATIENCE_S)
