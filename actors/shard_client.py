@@ -165,6 +165,15 @@ class _Call:
         places = np.arange(part.count) if part.places is None else part.places
         self.collect()[places[final]] = rows[final]
 
+    def doubt(self, part: _Part) -> None:
+        """A part is sent again as a whole, because some of its rows are not final: what was refused for the moment may
+        be carried out now."""
+        if self.answers is not None and self.dtype is RESULT:
+            places = slice(None) if part.places is None else part.places
+            rows = self.answers[places]
+            _doubt(rows)
+            self.answers[places] = rows
+
     def expire(self) -> None:
         """The deadline has come."""
         if self.future.done():
@@ -232,6 +241,7 @@ class _Channel:
         """Before all others, in their order: they are sent again."""
         for part in parts:
             part.sent_before = True
+            part.call.doubt(part)
         self.queue.extendleft(reversed(parts))
         self.rows += sum(part.count for part in parts)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from actors import frames
+from actors import frames, shard_client
 from actors.frames import FrameType
 from actors.shard_client import Outcome, ShardClient
 from actors.transport import Receiver
@@ -237,3 +237,15 @@ async def test_what_is_told_at_the_deadline_comes_with_the_positions_it_is_seen_
     assert outcome.results["code"].tolist() == [Code.OK, Code.OK, Code.UNSURE]
     assert outcome.positions == {0: 6}
     await client.close()
+
+
+async def test_a_refusal_beside_a_row_in_flight_is_none_once_the_part_is_sent_again() -> None:
+    call = shard_client._Call(asyncio.get_running_loop().create_future(), float("inf"), 3, RESULT)
+    part = shard_client._Part(call, b"", 2, None, np.array([0, 2]))
+    channel = shard_client._Channel(FrameType.APPLY)
+    answered = np.zeros(2, RESULT)
+    answered["code"] = Code.ID_IN_FUTURE, Code.IN_FLIGHT
+    call.part_later(part, answered, {})
+    assert call.collect()["code"].tolist() == [Code.ID_IN_FUTURE, Code.UNSURE, Code.UNSURE]
+    channel.put_back([part])
+    assert call.collect()["code"].tolist() == [Code.UNSURE] * 3
