@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
@@ -14,6 +13,9 @@ from actors.shard_client import ShardUnavailable
 from storage.events import Code, Kind
 from storage.journal.postgres import PostgresJournal
 from tests.actors.shard_harness import SECOND_NS, HandClock, Ledger, account, event, until
+from tests.actors.test_shard import one
+
+__all__ = ["one"]
 
 A, B = account(0, 1), account(0, 2)
 FAR = account(1, 1)
@@ -183,16 +185,6 @@ def test_the_machines_clock_answers() -> None:
     assert abs(clock.wall_ns() - time.time_ns()) < SECOND_NS
     assert clock.monotonic() <= clock.monotonic()
     assert clock.synchronised() in {True, False}
-
-
-@pytest.fixture
-async def one(database: str) -> AsyncIterator[Ledger]:
-    journal = PostgresJournal(database)
-    await journal.create(1)
-    made = Ledger(journal, 1)
-    yield made
-    await made.close()
-    await journal.close()
 
 
 async def test_a_shard_whose_clock_jumped_decides_nothing_and_says_so_until_it_is_right(one: Ledger) -> None:
