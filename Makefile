@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test tests lint bench simulate lock clean
+.PHONY: help setup run test lint bench simulate lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -31,10 +31,18 @@ run: setup ## Start the engine with embedded defaults and a demo that shows mone
 	@$(BIN)/razao up --demo --accept-clock
 
 test: setup ## Lint, types, import rules and every test
-	@$(MAKE) --no-print-directory -j2 lint tests
+	@$(MAKE) --no-print-directory -j2 lint-and-unit-tests engine-tests
 
-tests: # beside the linters, as the first of them keep one core busy
-	@$(BIN)/python -m pytest
+# Two lanes, as either keeps little more than one core busy. What the first one's tests say is shown at its end.
+UNIT := tests/actors tests/model
+
+.PHONY: lint-and-unit-tests
+lint-and-unit-tests: lint
+	@$(BIN)/python -m pytest $(UNIT) > $(VENV)/unit-tests.log 2>&1; code=$$?; cat $(VENV)/unit-tests.log; exit $$code
+
+.PHONY: engine-tests
+engine-tests:
+	@$(BIN)/python -m pytest $(UNIT:%=--ignore=%)
 
 lint: setup ## Lint, format, types and import rules alone
 	@echo "ruff"; $(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .

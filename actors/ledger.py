@@ -23,7 +23,7 @@ import hashlib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -114,6 +114,7 @@ __all__ = [
     "RULES",
     "Book",
     "Capacity",
+    "Effects",
     "Stats",
     "apply",
     "apply_told",
@@ -196,6 +197,8 @@ _FIRST_STATELESS: Final = int(events.FIRST_STATELESS)
 
 _LINKED: Final = int(events.Flag.LINKED)
 _REPLAYED: Final = int(events.ResultFlag.REPLAYED)
+_EFFECT_BITS: Final = 20
+_EFFECT_MASK: Final = (1 << _EFFECT_BITS) - 1
 _ACTIVE: Final = int(AccountStatus.OPEN)
 _FROZEN: Final = int(AccountStatus.FROZEN)
 _CLOSED: Final = int(AccountStatus.CLOSED)
@@ -1006,11 +1009,17 @@ def _leg(book: Book, row: Row, result: Row, balance: Row) -> Int:
     code = _check_credit(book, c)
     if code == _OK:
         code = _room(book, row["credit"], c, amount)
-    upto = heard if row["check"] > np.uint64(heard) else np.int64(row["check"])
+    upto = _confirmed_by(row, heard)
     if code != _OK and book.meta[REFUSALS + COUNT] >= book.meta[FLIGHTS_MAX] and not _forgets(book, source, upto):
         return _BOOK_FULL  # the payer's shard sends it again when others have confirmed theirs
     _do_leg(book, row, balance, source, c, upto, code)
     return code
+
+
+@inlined
+def _confirmed_by(leg: Row, heard: Int) -> Int:
+    """Up to which of its legs the source has journaled what became of them; it cannot know of more than were heard."""
+    return heard if leg["check"] > np.uint64(heard) else np.int64(leg["check"])
 
 
 @compiled
@@ -1222,13 +1231,8 @@ def _apply_row(book: Book, row: Row, result: Row, balance: Row, place: Int, offs
     kind = row["kind"]
     if _of_shards(kind):
         return _outcome(book, row, result, balance)
-    h = np.int64(-1)
-    d = _found(book, book.ahead[place + 1], row["debit"])
     c = _found(book, book.ahead[place + 2], row["credit"])
-    if kind == _POST or kind == _VOID:
-        h = _find_hold(book, row)
-        if h >= 0 and row["debit"] == _ANY:
-            d = np.int64(book.holds[h]["account"])
+    h, d = _hold_and_payer(book, row, _found(book, book.ahead[place + 1], row["debit"]))
     key = book.ahead[place]
     content = _content(book, row, False)
     code = _judge(book, row, result, d, c, key, content)
@@ -1243,6 +1247,17 @@ def _apply_row(book: Book, row: Row, result: Row, balance: Row, place: Int, offs
         if code <= _IN_FLIGHT:
             _accepted(book, row, balance, d)
     return code
+
+
+@inlined
+def _hold_and_payer(book: Book, row: Row, d: Int) -> tuple[Int, Int]:
+    """The hold that a post or void ends, else -1, and whose money it is: where the row names nobody, the hold's."""
+    if row["kind"] != _POST and row["kind"] != _VOID:
+        return np.int64(-1), d
+    h = _find_hold(book, row)
+    if h >= 0 and row["debit"] == _ANY:
+        return h, np.int64(book.holds[h]["account"])
+    return h, d
 
 
 @inlined
@@ -1304,10 +1319,8 @@ def _judge_chain(book: Book, rows: Rows, results: Rows, first: Int, end: Int) ->
         row, result = rows[i], results[i]
         code = np.int64(_NEW)
         if not _of_shards(row["kind"]):
-            d, c = _account_row(book, row["debit"]), _account_row(book, row["credit"])
-            h = _find_hold(book, row) if row["kind"] == _POST or row["kind"] == _VOID else np.int64(-1)
-            if h >= 0 and row["debit"] == _ANY:
-                d = np.int64(book.holds[h]["account"])
+            c = _account_row(book, row["credit"])
+            d = _hold_and_payer(book, row, _account_row(book, row["debit"]))[1]
             key = hash_id(row["id_hi"], row["id_lo"], seed)
             code = _judge(book, row, result, d, c, key, _content(book, row, True))
             if code == _NEW and _twice(book, rows, first, i, key):
@@ -1442,7 +1455,7 @@ def _found(book: Book, word: Id, account: Id) -> Int:
 
 
 @compiled
-def _run(book: Book, rows: Rows, results: Rows, balances: Rows, offset_ns: int) -> None:
+def _run(book: Book, rows: Rows, results: Rows, balances: Rows, offset_ns: int) -> Int:
     n = rows.shape[0]
     i = np.int64(0)
     start = np.int64(-BLOCK)
@@ -1464,6 +1477,20 @@ def _run(book: Book, rows: Rows, results: Rows, balances: Rows, offset_ns: int) 
             code = _apply_row(book, rows[i], results[i], balances[i], AHEAD_SIZE * (i - start), offset_ns)
             results[i]["code"] = code
         i = end + 1
+    return _effects(results)
+
+
+@compiled
+def _effects(results: Rows) -> Int:
+    """The three numbers of `Effects` in one."""
+    kept, sent, repeated = np.int64(0), np.int64(0), np.int64(0)
+    for i in range(results.shape[0]):
+        code = np.int64(results[i]["code"])
+        replayed = (np.int64(results[i]["flags"]) & _REPLAYED) != 0
+        kept += code < _FIRST_STATELESS and not replayed
+        sent += code == _IN_FLIGHT and not replayed
+        repeated += code == _IN_FLIGHT and replayed
+    return kept | sent << _EFFECT_BITS | repeated << (2 * _EFFECT_BITS)
 
 
 @inlined
@@ -1502,20 +1529,16 @@ def _carry_out(book: Book, row: Row, result: Row, balance: Row, told: Int, offse
         c = _account_row(book, row["credit"])
         if row["total"] != book.heard[source] + 1 or (told == _OK and c < 0):
             return _LEG_OUT_OF_ORDER
-        heard = book.heard[source]
-        upto = heard if row["check"] > np.uint64(heard) else np.int64(row["check"])
-        _do_leg(book, row, balance, source, c, upto, told)
+        _do_leg(book, row, balance, source, c, _confirmed_by(row, book.heard[source]), told)
         return told
     if told > _IN_FLIGHT:
         return told
     if _of_shards(kind):
         return _outcome(book, row, result, balance)
-    d, c, h = _account_row(book, row["debit"]), _account_row(book, row["credit"]), np.int64(-1)
-    if kind == _POST or kind == _VOID:
-        h = _find_hold(book, row)
-        if h < 0:
-            return _NOT_HELD
-        d = np.int64(book.holds[h]["account"])
+    c = _account_row(book, row["credit"])
+    h, d = _hold_and_payer(book, row, _account_row(book, row["debit"]))
+    if h < 0 and (kind == _POST or kind == _VOID):
+        return _NOT_HELD
     if d < 0 and kind != _OPEN and kind != _DEPOSIT and kind != _BIND:
         return _UNKNOWN_DEBIT_ACCOUNT
     made = _do(book, row, result, balance, d, c, h, offset_ns)
@@ -1560,7 +1583,19 @@ def _do(book: Book, row: Row, result: Row, balance: Row, d: Int, c: Int, h: Int,
     return _OK
 
 
-def apply(book: Book, rows: Rows, results: Rows, balances: Rows, utc_offset_s: int) -> None:
+class Effects(NamedTuple):
+    """How many rows of a batch had which effect."""
+
+    kept: int
+    """Those that a record must have: not one that changed nothing (a repeat, a stateless refusal). A chain's are kept
+    all or none."""
+    sent: int
+    """Those newly in flight."""
+    repeated: int
+    """Those that repeat what is in flight."""
+
+
+def apply(book: Book, rows: Rows, results: Rows, balances: Rows, utc_offset_s: int) -> Effects:
     """Apply stamped events in order.
 
     Args:
@@ -1570,9 +1605,13 @@ def apply(book: Book, rows: Rows, results: Rows, balances: Rows, utc_offset_s: i
         balances: (n,) BALANCE, overwritten. Zero for a refusal and for a replay; the debit side is given for every
             accepted event with an account on that side, the credit side when money arrived there.
         utc_offset_s: local time minus UTC, for days and nights of limits.
+
+    Raises:
+        ValueError: more rows than 2^20 - 1, or not as many results and balances.
     """
     rows = _checked(rows, results, balances)
-    _apply_rows(book, rows, results, balances, utc_offset_s * 10**9)
+    numbers = _apply_rows(book, rows, results, balances, utc_offset_s * 10**9)
+    return Effects(numbers & _EFFECT_MASK, numbers >> _EFFECT_BITS & _EFFECT_MASK, numbers >> (2 * _EFFECT_BITS))
 
 
 def apply_told(book: Book, rows: Rows, codes: Codes, results: Rows, balances: Rows, utc_offset_s: int) -> None:
@@ -1588,8 +1627,8 @@ def _checked(rows: Rows, results: Rows, balances: Rows) -> Rows:
     rows = np.ascontiguousarray(rows) if rows.flags.writeable else rows.copy()  # one compiled form serves all callers
     if rows.dtype != EVENT or results.dtype != RESULT or balances.dtype != BALANCE:
         raise TypeError("rows, results and balances must be EVENT, RESULT and BALANCE")
-    if len(results) != len(rows) or len(balances) != len(rows):
-        raise ValueError("results and balances must be as long as rows")
+    if len(results) != len(rows) or len(balances) != len(rows) or len(rows) > _EFFECT_MASK:
+        raise ValueError("results and balances must be as long as rows, and those not too many")
     return rows
 
 
@@ -1666,8 +1705,8 @@ def _entry_points(source: int) -> tuple[Callable[..., int], ...]:
 
     @entry_point
     def apply_rows(book: Book, rows: Rows, results: Rows, balances: Rows, offset_ns: int) -> int:
-        _run(book, rows, results, balances, offset_ns)
-        return source
+        effects = _run(book, rows, results, balances, offset_ns)
+        return effects if source >= 0 else -1  # it always is
 
     @entry_point
     def tell_rows(book: Book, rows: Rows, codes: Codes, results: Rows, balances: Rows, offset_ns: int) -> int:
@@ -1680,11 +1719,17 @@ def _entry_points(source: int) -> tuple[Callable[..., int], ...]:
         return source
 
     @entry_point
-    def find_flights(book: Book, rows: Rows, places: Words, numbers: Words, out: Rows) -> int:
-        _find_flights(book, rows, places, numbers, out)
+    def find_flights(book: Book, rows: Rows, results: Rows, numbers: Words, places: Words, legs: Rows) -> int:
+        _find_flights(book, rows, results, numbers, places, legs)
         return source
 
-    points = (apply_rows, tell_rows, read_rows, find_flights)
+    @entry_point
+    def make_legs(flights: Rows, legs: Rows) -> int:
+        for i in range(flights.shape[0]):
+            _make_leg(flights[i], legs[i])
+        return source
+
+    points = (apply_rows, tell_rows, read_rows, find_flights, make_legs)
     if inspect.isfunction(apply_rows):  # not compiled: NumPy would warn that hashes wrap
         quiet = np.errstate(over="ignore")
         return tuple(quiet(point) for point in points)
@@ -1692,19 +1737,41 @@ def _entry_points(source: int) -> tuple[Callable[..., int], ...]:
 
 
 @compiled
-def _find_flights(book: Book, rows: Rows, places: Words, numbers: Words, out: Rows) -> None:
-    """The flights of rows `places`, the newest of all: counted back from the last number to each partition."""
-    for k in range(places.shape[0] - 1, -1, -1):
-        row = rows[places[k]]
-        credit = row["credit"]
-        if row["kind"] == _POST:
-            credit = book.holds[_find_hold(book, row)]["credit"]
-        home = _home(book, credit)
-        out[k] = book.flights[_find_flight(book, np.uint64(home), np.uint64(numbers[home]))]
-        numbers[home] -= 1
+def _find_flights(book: Book, rows: Rows, results: Rows, numbers: Words, places: Words, legs: Rows) -> None:
+    """The legs of the rows that are newly in flight. Their flights are the newest of all, so they are counted back
+    from `numbers`, the last one to each partition."""
+    k = places.shape[0]
+    for i in range(rows.shape[0] - 1, -1, -1):
+        if results[i]["code"] == _IN_FLIGHT and (np.int64(results[i]["flags"]) & _REPLAYED) == 0:
+            k -= 1
+            row = rows[i]
+            credit = row["credit"]
+            if row["kind"] == _POST:
+                credit = book.holds[_find_hold(book, row)]["credit"]
+            home = _home(book, credit)
+            places[k] = i
+            _make_leg(book.flights[_find_flight(book, np.uint64(home), np.uint64(numbers[home]))], legs[k])
+            numbers[home] -= 1
 
 
-_apply_rows, _tell_rows, _read_rows, _newest_flights = _entry_points(_source())
+@inlined
+def _make_leg(flight: Row, leg: Row) -> None:
+    leg["kind"] = _CREDIT_LEG
+    leg["id_hi"] = flight["id_hi"]
+    leg["id_lo"] = flight["id_lo"]
+    leg["debit"] = flight["debit"]
+    leg["credit"] = flight["credit"]
+    leg["amount"] = flight["amount"]
+    # For readers of the payee's journal, who show the payment as what it is: its kind, and the hold that a post ends.
+    leg["reason"] = flight["kind"]
+    if flight["kind"] == _POST:
+        leg["ref_hi"] = flight["ref_hi"]
+        leg["ref_lo"] = flight["ref_lo"]
+    leg["span"] = flight["at"]
+    leg["total"] = np.int64(flight["lo"])
+
+
+_apply_rows, _tell_rows, _read_rows, _newest_flights, _make_legs = _entry_points(_source())
 
 
 def read_accounts(
@@ -1749,31 +1816,22 @@ def in_flight(book: Book) -> npt.NDArray[np.void]:
     """The outbox: the CREDIT_LEG of every payment whose payee's shard has not been heard, by partition and number."""
     flights = book.flights[: book.meta[FLIGHTS + TOP]]
     flying = flights[flights["kind"] != 0]
-    return _legs(flying[np.lexsort((flying["lo"], flying["hi"]))])
+    legs = np.zeros(len(flying), EVENT)
+    _make_legs(flying[np.lexsort((flying["lo"], flying["hi"]))], legs)
+    return legs
 
 
-def flights_of(book: Book, rows: Rows, results: Rows) -> npt.NDArray[np.void]:
-    """The CREDIT_LEG of each of `rows`, the batch applied last, that has just gone in flight; in their order."""
-    places = np.flatnonzero((results["code"] == Code.IN_FLIGHT) & (results["flags"] & _REPLAYED == 0))
-    flights = np.zeros(len(places), book.flights.dtype)
-    _newest_flights(book, np.ascontiguousarray(rows), places, book.sent.copy(), flights)
-    return _legs(flights)
+def flights_of(book: Book, rows: Rows, results: Rows, count: int) -> tuple[npt.NDArray[np.int64], Rows]:
+    """What of the batch applied last has just gone in flight, `count` rows (`Effects.sent`).
+
+    Returns:
+        (count,) their places in `rows`, and (count,) EVENT, the CREDIT_LEG of each.
+    """
+    places, legs = np.empty(count, np.int64), np.zeros(count, EVENT)
+    _newest_flights(book, np.ascontiguousarray(rows), results, book.sent.copy(), places, legs)
+    return places, legs
 
 
 def sent(book: Book) -> npt.NDArray[np.int64]:
     """(partitions,) how many payments ever went to each."""
     return book.sent.copy()
-
-
-def _legs(flights: Rows) -> npt.NDArray[np.void]:
-    rows = np.zeros(len(flights), EVENT)
-    rows["kind"] = Kind.CREDIT_LEG
-    for name in ("id_hi", "id_lo", "debit", "credit", "amount"):
-        rows[name] = flights[name]
-    # For readers of the payee's journal, who show the payment as what it is: its kind, and the hold that a post ends.
-    rows["reason"] = flights["kind"]
-    posts = flights["kind"] == Kind.POST
-    rows["ref_hi"], rows["ref_lo"] = np.where(posts, flights["ref_hi"], 0), np.where(posts, flights["ref_lo"], 0)
-    rows["span"] = flights["at"]
-    rows["total"] = flights["lo"].astype(np.int64)
-    return rows

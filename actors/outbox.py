@@ -32,6 +32,7 @@ _UNSURE: Final = int(Code.UNSURE)
 _FIRST_STATELESS: Final = int(FIRST_STATELESS)
 _SETTLE: Final = int(Kind.SETTLE)
 _REVERT: Final = int(Kind.REVERT)
+_SLOT: Final = np.uint64(SLOTS - 1)
 
 Positions = dict[int, int]
 
@@ -131,7 +132,7 @@ class Outbox:
         """Go on with what a predecessor left: all `legs` in flight, and the number of the last one per destination."""
         for lane, number in zip(self._lanes, sent.tolist(), strict=True):
             lane.confirmed = number
-        for home, number in zip(self._homes(legs), legs["total"].tolist(), strict=True):
+        for home, number in zip(self._homes(legs).tolist(), legs["total"].tolist(), strict=True):
             lane = self._lanes[home]
             lane.confirmed = min(lane.confirmed, number - 1)
         self._add(legs)
@@ -170,17 +171,21 @@ class Outbox:
             if lane.timer is not None:
                 lane.timer.cancel()
 
-    def _homes(self, legs: Array) -> list[int]:
-        homes: list[int] = ((legs["credit"] % np.uint64(SLOTS)) % np.uint64(len(self._lanes))).tolist()
+    def _homes(self, legs: Array) -> Array:
+        homes: Array = (legs["credit"] & _SLOT) % np.uint64(len(self._lanes))
         return homes
 
     def _add(self, legs: Array) -> list[tuple[int, Array]]:
         """Queue legs by destination; which ones went where."""
-        homes = np.array(self._homes(legs))
-        added = [(partition, np.flatnonzero(homes == partition)) for partition in sorted(set(homes.tolist()))]
+        homes = self._homes(legs)
+        partitions = sorted(set(homes.tolist()))
+        if len(partitions) == 1:
+            added = [(partitions[0], np.arange(len(legs)))]
+        else:
+            added = [(partition, np.flatnonzero(homes == partition)) for partition in partitions]
         for partition, places in added:
             self.rows[partition] += len(places)
-            self._lanes[partition].queue.append(legs[places])
+            self._lanes[partition].queue.append(legs[places] if len(partitions) > 1 else legs)
             self._pump(self._lanes[partition])
         return added
 
@@ -195,10 +200,11 @@ class Outbox:
             return
         try:
             results, positions = answer.result()
-            undecided = results["code"] >= _FIRST_STATELESS
+            codes = results["code"]
+            undecided = codes >= _FIRST_STATELESS
             decided = int(undecided.argmax()) if undecided.any() else len(legs)
             if decided:
-                self._decided(lane, legs[:decided], results["code"][:decided], positions)
+                self._decided(lane, legs[:decided], codes[:decided], positions)
             if decided < len(legs):
                 lane.queue.appendleft(legs[decided:])
                 lane.timer = asyncio.get_running_loop().call_later(_AGAIN_S, self._next, lane)
@@ -217,6 +223,7 @@ class Outbox:
         first = int(legs["total"][0])
         last = first + len(legs) - 1
         refused: list[tuple[Tell, Array, Array]] = []
+        all_good = not codes.any()
         while lane.waiting and lane.waiting[0].first <= last:
             one = lane.waiting[0]
             rows = one.rows[: last + 1 - one.first]
@@ -225,6 +232,9 @@ class Outbox:
                 lane.waiting.popleft()
             else:
                 one.first, one.rows = one.first + len(rows), one.rows[len(rows) :]
+            if all_good:
+                one.tell(rows, theirs, positions)
+                continue
             good = theirs == _OK
             if good.any():
                 one.tell(rows[good], theirs[good], positions)

@@ -1,8 +1,9 @@
 """What a shard has answered lately, by the ids that it is about: for who asks what the query side does not have yet.
 
 Rows stay as they were journaled, record by record. They are kept in two halves: when the newer one is full the older
-one is dropped whole, so nothing is ever removed row by row. Small records are found by an index of their ids, some
-0.2 us a row; large ones, of which there are few, are searched.
+one is dropped whole, so nothing is ever removed row by row. Small records are found by an index of their ids, which
+many are added to at a time, when somebody asks or some thousand rows have come; large ones, of which there are few, are
+searched.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from actors.frames import Array, Notes
+from actors.frames import Array, Notes, joined
 from storage.events import EVENT, RESULT, Code, Kind
 from storage.found import Found, not_told
 from storage.ids import Id
@@ -21,6 +22,7 @@ ROWS_TOLD: Final = 256
 """Rows that are told of one id. Of one with more, nothing is: whoever asks must ask the query side."""
 
 _INDEXED: Final = 256  # rows of a record
+_AT_ONCE: Final = 4_096  # rows, so that nobody who asks waits for more than a millisecond
 _RECORDS_MAX: Final = 64  # that the index names for one key
 _SHIFT: Final = 12  # an id's slot is the same for all ids of an account
 _POST: Final = int(Kind.POST)
@@ -43,11 +45,9 @@ class _Record:
         self.keys: Array | None = None
 
     def all_keys(self) -> Array:
-        """What its rows are found by, as the index has it."""
+        """What its rows are found by, as the index has it; only kept where the record is searched."""
         if self.keys is None:
-            refs = self.rows["ref_lo"][_refers(self.rows["kind"])]
-            keys: Array = np.concatenate((self.rows["id_lo"], refs)) >> _SHIFT
-            self.keys = keys
+            self.keys = _keys(self.rows)[0]
         return self.keys
 
 
@@ -56,15 +56,24 @@ def _refers(kinds: Array) -> npt.NDArray[np.bool_]:
     return refers
 
 
+def _keys(rows: Array) -> tuple[Array, Array]:
+    """What rows are found by, and which rows."""
+    refer = np.flatnonzero(_refers(rows["kind"]))
+    keys = np.concatenate((rows["id_lo"], rows["ref_lo"][refer])) >> _SHIFT
+    return keys, np.concatenate((np.arange(len(rows)), refer))
+
+
 class _Half:
     """Records that follow each other, and where they are found."""
 
-    __slots__ = ("index", "large", "rows", "since", "size")
+    __slots__ = ("fresh", "fresh_rows", "index", "large", "rows", "since", "size")
 
     def __init__(self, since: int) -> None:
         self.since = since  # offset of the first
         self.index: dict[int, _Record | list[_Record]] = {}
         self.large: list[_Record] = []
+        self.fresh: list[_Record] = []  # not in the index yet
+        self.fresh_rows = 0
         self.rows = 0
         self.size = 0
 
@@ -75,22 +84,30 @@ class _Half:
         if len(record.rows) > _INDEXED:
             self.large.append(record)
             return
-        index = self.index
-        keys = dict.fromkeys(record.all_keys().tolist(), record)
-        record.keys = None
-        if index.keys().isdisjoint(keys):
-            index.update(keys)
-            return
-        for key in keys:
+        self.fresh.append(record)
+        self.fresh_rows += len(record.rows)
+        if self.fresh_rows >= _AT_ONCE:
+            self._index_fresh()
+
+    def _index_fresh(self) -> None:
+        index, fresh = self.index, self.fresh
+        keys, places = _keys(joined([record.rows for record in fresh]))
+        owners = np.repeat(np.arange(len(fresh)), [len(record.rows) for record in fresh])[places]
+        order = np.argsort(owners, kind="stable")
+        for key, owner in zip(keys[order].tolist(), owners[order].tolist(), strict=True):
+            record = fresh[owner]
             there = index.setdefault(key, record)
             if isinstance(there, list):
-                if len(there) <= _RECORDS_MAX:
+                if there[-1] is not record and len(there) <= _RECORDS_MAX:
                     there.append(record)
             elif there is not record:
                 index[key] = [there, record]
+        self.fresh, self.fresh_rows = [], 0
 
     def records(self, key: int) -> list[_Record] | None:
         """Those with rows about it, perhaps; None: too many to tell."""
+        if self.fresh:
+            self._index_fresh()
         found = self.index.get(key, [])
         if not isinstance(found, list):
             found = [found]

@@ -20,10 +20,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, Final, Protocol
 from zoneinfo import ZoneInfo
 
@@ -312,19 +314,22 @@ class _Group:
         self.positions: dict[int, int] = {}
 
     def tell(self, numbers: Array, codes: Array, positions: dict[int, int]) -> None:
-        """Tell the callers of rows `numbers`, which were IN_FLIGHT in the answer."""
+        """Tell the callers of rows `numbers`, ascending, which were IN_FLIGHT in the answer."""
         results = self.results[numbers]
         results["code"] = codes
         positions = self.positions | positions
-        starts = [work.start for work in self.works]
-        owners = np.searchsorted(starts, numbers, side="right") - 1
-        for owner in sorted(set(owners.tolist())):
-            work = self.works[owner]
+        told = 0
+        while told < len(numbers):  # they ascend
+            work = self.works[bisect_right(self.works, int(numbers[told]), key=_start) - 1]
+            end = len(numbers)
+            if numbers[-1] >= work.start + work.count:
+                end = int(np.searchsorted(numbers, work.start + work.count))
             if work.replies is not None:
-                own = owners == owner
-                work.replies.resolved(work.request, numbers[own] - work.start, results[own], positions)
+                work.replies.resolved(work.request, numbers[told:end] - work.start, results[told:end], positions)
+            told = end
 
 
+_start: Final = attrgetter("start")
 _NO_ROWS: Final = np.zeros(0, EVENT)
 _NO_RESULTS: Final = np.zeros(0, RESULT)
 
@@ -624,11 +629,11 @@ class Shard:
         results = group.results = np.zeros(len(rows), RESULT)
         if len(rows) > len(self._balances):
             self._balances = np.zeros(len(rows), BALANCE)
-        ledger.apply(self._book, rows, results, self._balances[: len(rows)], utc_offset_s)
-        keep = journaled(results)
-        if keep is None or keep.any():
+        effects = ledger.apply(self._book, rows, results, self._balances[: len(rows)], utc_offset_s)
+        if effects.kept:
             notes = _notes(group.works)
-            if keep is not None:
+            if effects.kept < len(rows):
+                keep = _journaled(results)
                 notes = None if notes is None else [notes[place] for place in np.flatnonzero(keep).tolist()]
                 rows, results = rows[keep], results[keep]
             group.journaled = rows, results, notes
@@ -643,23 +648,16 @@ class Shard:
                 chain=self._chain,
             )
             self._sequence += 1
-        if self._outbox is not None:
-            self._find_flights(group)
-            self._failpoint_of(group, "applied")
-
-    def _find_flights(self, group: _Group) -> None:
+        if self._outbox is None:
+            return
+        if effects.sent:
+            group.flight, group.legs = ledger.flights_of(self._book, group.rows, group.results, effects.sent)
+        if effects.repeated:
+            flags, codes = group.results["flags"], group.results["code"]
+            group.repeats = np.flatnonzero((codes == _IN_FLIGHT) & ((flags & _REPLAYED) != 0))
         if self._failpoint is not nothing:
             group.kinds = frozenset(np.unique(group.rows["kind"]).tolist())
-        flying = group.results["code"] == _IN_FLIGHT
-        if not flying.any():
-            return
-        repeated = flying & ((group.results["flags"] & _REPLAYED) != 0)
-        flight = np.flatnonzero(flying & ~repeated)
-        if len(flight):
-            group.flight = flight
-            group.legs = ledger.flights_of(self._book, group.rows[flight], group.results[flight])
-        if repeated.any():
-            group.repeats = np.flatnonzero(repeated)
+            self._failpoint_of(group, "applied")
 
     def _failpoint_of(self, group: _Group, step: str) -> None:
         if self._failpoint is nothing or group.payload is None:
@@ -751,14 +749,10 @@ class Shard:
             self._wake.set()  # they may have waited for the clock
 
 
-def journaled(results: Array) -> npt.NDArray[np.bool_] | None:
-    """Mask of the rows that a record must have; None = all. One that changed nothing (a repeat, a stateless refusal) is
-    left out. The kernel answers a chain so that it is journaled whole or not at all."""
-    plain = bytes(len(results) * results["code"].itemsize)
-    if results["code"].tobytes() == plain == results["flags"].tobytes():
-        return None  # as nearly always; comparing bytes is a quarter of the price
+def _journaled(results: Array) -> npt.NDArray[np.bool_]:
+    """Mask of `ledger.Effects.kept`."""
     keep: npt.NDArray[np.bool_] = (results["code"] < _FIRST_STATELESS) & ((results["flags"] & _REPLAYED) == 0)
-    return None if keep.all() else keep
+    return keep
 
 
 def _notes(works: list[_Work]) -> Notes | None:

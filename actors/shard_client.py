@@ -47,9 +47,10 @@ _INTERNAL: Final = tuple(map(int, (Kind.EXPIRE, Kind.CREDIT_LEG, Kind.SETTLE, Ki
 _LINKED: Final = int(Flag.LINKED)
 _IN_FLIGHT: Final = int(Code.IN_FLIGHT)
 _SLOT: Final = 0xFFF  # the bits of an id that say its slot
+_UNSURE: Final = int(Code.UNSURE)
 _DOUBTFUL: Final = (Code.OVERLOADED, Code.NOT_SERVING, Code.BOOK_FULL, Code.OUTBOX_FULL, Code.CHAIN_REFUSED)
-# What another attempt, at another moment, need not have met.
-_OF_THE_MOMENT: Final = tuple(map(int, (*_DOUBTFUL, Code.ID_IN_FUTURE, Code.ID_EXPIRED)))
+# By code (an u16): what another attempt, at another moment, need not have met.
+_OF_THE_MOMENT: Final = np.isin(np.arange(1 << 16), (*_DOUBTFUL, Code.ID_IN_FUTURE, Code.ID_EXPIRED))
 
 
 class ShardUnavailable(Exception):  # noqa: N818
@@ -770,8 +771,9 @@ def _refuse(call: _Call, code: Code) -> None:
 
 def _doubt(rows: Array) -> None:
     """UNSURE for each code that another attempt need not have met."""
-    codes = rows["code"]
-    codes[np.isin(codes, _OF_THE_MOMENT)] = Code.UNSURE
+    doubtful = _OF_THE_MOMENT[rows["code"]]
+    if doubtful.any():
+        rows["code"][doubtful] = _UNSURE
 
 
 def _misplaced(rows: Array, slots: Array, homes: Array) -> Array | None:

@@ -139,7 +139,7 @@ async def _bulk(client: ShardClient, accounts: np.ndarray, seconds: float, lanes
 async def _singles(client: ShardClient, accounts: np.ndarray, seconds: float, lanes: int) -> dict[str, Any]:
     """`lanes` callers, each with one transfer under way."""
     random = np.random.default_rng(os.getpid())
-    ready = transfers(200_000, accounts, random)
+    ready = transfers(round(seconds * 100_000), accounts, random)
     done: list[float] = []
     end = time.perf_counter() + seconds
 

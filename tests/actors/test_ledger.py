@@ -883,8 +883,9 @@ def test_payments_to_a_partition_are_numbered_without_a_gap(desk: Desk) -> None:
     batch = np.concatenate(rows)
     desk.last = ledger.stamp(batch, desk.now, desk.last)
     results, balances = np.zeros(4, RESULT), np.zeros(4, BALANCE)
-    ledger.apply(desk.book, batch, results, balances, 0)
-    legs = ledger.flights_of(desk.book, batch, results)
+    assert ledger.apply(desk.book, batch, results, balances, 0) == (4, 3, 0)
+    places, legs = ledger.flights_of(desk.book, batch, results, 3)
+    assert places.tolist() == [0, 2, 3]
     assert legs["total"].tolist() == [1, 2, 3]
     assert legs["amount"].tolist() == [10, 20, 100]
     assert legs["id_lo"].tolist() == batch["id_lo"][[0, 2, 3]].tolist()

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
@@ -551,6 +551,18 @@ class World(RuleBasedStateMachine):
                 leg[dice.choice(["amount", "total"])] = dice.choice([0, -1])
         return np.concatenate(legs) if legs else np.zeros(0, EVENT)
 
+    @rule(number=st.integers(0, 1), seed=st.integers(0, 2**32))
+    def outlive(self, number: int, seed: int) -> None:
+        """What is in flight is still there when its id is forgotten, and used again."""
+        dice, part = random.Random(seed), self.parts[number]
+        flying = [(flight.event.id, flight.debit) for flight in part.model.flights.values()]
+        named = [(id_, debit) for id_, debit in flying if id_[1] & 0xFFF == debit % 1024 and id_[0] & 0x8000]
+        if named:
+            self.now += ID_WINDOW + SECOND
+            row = Generator(dice, part, self.now).event([Kind.TRANSFER])
+            (row["id_hi"], row["id_lo"]), row["debit"] = dice.choice(named)
+            part.apply(row, self.now)
+
     @rule(number=st.integers(0, 1), hurried=st.booleans())
     def expire(self, number: int, hurried: bool) -> None:
         part = self.parts[number]
@@ -598,19 +610,27 @@ def key(row: Any) -> tuple[int, int]:
 def test_the_kernel_is_the_reference_over_long_histories_and_every_kind_and_code_is_reached() -> None:
     reached.clear()
     seen.clear()
-    run_state_machine_as_test(
-        World,
-        settings=settings(
-            max_examples=200,
-            stateful_step_count=60,
-            derandomize=True,
-            deadline=None,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
-    kinds, codes = {kind for kind, _ in reached}, {code for _, code in reached}
+    # What is drawn depends on the modules that happen to be loaded too, so seeds go on until all was met.
+    for number in range(8):
+        print(f"seed {number}")
+        run_state_machine_as_test(
+            seed(number)(World),
+            settings=settings(
+                max_examples=100,
+                stateful_step_count=60,
+                deadline=None,
+                database=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+        if number and not missed():
+            break
     print(f"{sum(reached.values())} events, {len(reached)} pairs of kind and code, {dict(seen)}")
-    assert {kind.name for kind in Kind} - {Kind(k).name for k in kinds if k in set(Kind)} == set()
-    assert {code.name for code in Code if code not in NEVER_WRITTEN} - {Code(code).name for code in codes} == set()
-    assert {way for way in WAYS if not seen[way]} == set()
+    assert missed() == set()
+
+
+def missed() -> set[str]:
+    """Kinds, codes and ways that were not reached yet."""
+    kinds, codes = {kind for kind, _ in reached}, {code for _, code in reached}
+    written = {code for code in Code if code not in NEVER_WRITTEN}
+    return {one.name for one in {*Kind} - kinds | written - codes} | {way for way in WAYS if not seen[way]}
