@@ -14,22 +14,24 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.frames import Array, Notes, joined
-from storage.events import EVENT, RESULT, Code, Kind
+from storage.events import EVENT, RESULT, Code, Kind, place
 from storage.found import Found, not_told
 from storage.ids import Id
 
 ROWS_TOLD: Final = 256
 """Rows that are told of one id. Of one with more, nothing is: whoever asks must ask the query side."""
 
-_INDEXED: Final = 256  # rows of a record
+_PLACE_BITS: Final = 8
+_INDEXED: Final = 1 << _PLACE_BITS  # rows of a record
 _AT_ONCE: Final = 4_096  # rows, so that nobody who asks waits for more than a millisecond
-_RECORDS_MAX: Final = 64  # that the index names for one key
 _SHIFT: Final = 12  # an id's slot is the same for all ids of an account
 _POST: Final = int(Kind.POST)
 _REFUND: Final = int(Kind.REFUND)  # the last of those that refer to another: POST, VOID, EXPIRE, REFUND
 _SETTLE: Final = int(Kind.SETTLE)
 _REVERT: Final = int(Kind.REVERT)
 _IN_FLIGHT: Final = int(Code.IN_FLIGHT)
+_KIND: Final = place(EVENT, "kind")
+_CODE: Final = place(RESULT, "code")
 
 
 class _Record:
@@ -42,13 +44,14 @@ class _Record:
         self.results = results
         self.notes = notes
         self.offset = offset
-        self.keys: Array | None = None
+        self.keys: tuple[Array, Array] | None = None  # of one that is searched
 
-    def all_keys(self) -> Array:
-        """What its rows are found by, as the index has it; only kept where the record is searched."""
+    def rows_by(self, key: int) -> list[int]:
+        """The places of its rows that are about a key, perhaps."""
         if self.keys is None:
-            self.keys = _keys(self.rows)[0]
-        return self.keys
+            self.keys = _keys(self.rows)
+        keys, rows = self.keys
+        return sorted(set(rows[np.flatnonzero(keys == key)].tolist()))
 
 
 def _refers(kinds: Array) -> npt.NDArray[np.bool_]:
@@ -66,14 +69,16 @@ def _keys(rows: Array) -> tuple[Array, Array]:
 class _Half:
     """Records that follow each other, and where they are found."""
 
-    __slots__ = ("fresh", "fresh_rows", "index", "large", "rows", "since", "size")
+    __slots__ = ("fresh_rows", "index", "indexed", "large", "rows", "since", "size", "small")
 
     def __init__(self, since: int) -> None:
         self.since = since  # offset of the first
-        self.index: dict[int, _Record | list[_Record]] = {}
+        self.small: list[_Record] = []
         self.large: list[_Record] = []
-        self.fresh: list[_Record] = []  # not in the index yet
-        self.fresh_rows = 0
+        # By key, where a row is: its record's number in `small`, and its place there. A list if there are several.
+        self.index: dict[int, int | list[int]] = {}
+        self.indexed = 0  # of `small`
+        self.fresh_rows = 0  # of those that are not
         self.rows = 0
         self.size = 0
 
@@ -84,36 +89,38 @@ class _Half:
         if len(record.rows) > _INDEXED:
             self.large.append(record)
             return
-        self.fresh.append(record)
+        self.small.append(record)
         self.fresh_rows += len(record.rows)
         if self.fresh_rows >= _AT_ONCE:
             self._index_fresh()
 
     def _index_fresh(self) -> None:
-        index, fresh = self.index, self.fresh
-        keys, places = _keys(joined([record.rows for record in fresh]))
-        owners = np.repeat(np.arange(len(fresh)), [len(record.rows) for record in fresh])[places]
-        order = np.argsort(owners, kind="stable")
-        for key, owner in zip(keys[order].tolist(), owners[order].tolist(), strict=True):
-            record = fresh[owner]
-            there = index.setdefault(key, record)
+        index, fresh = self.index, self.small[self.indexed :]
+        lengths = [len(record.rows) for record in fresh]
+        starts = np.cumsum(lengths) - lengths
+        firsts = np.arange(self.indexed, len(self.small)) << _PLACE_BITS
+        where = np.arange(self.fresh_rows) + np.repeat(firsts - starts, lengths)
+        keys, rows = _keys(joined([record.rows for record in fresh]))
+        order = np.argsort(rows, kind="stable")
+        for key, row in zip(keys[order].tolist(), where[rows[order]].tolist(), strict=True):
+            there = index.setdefault(key, row)
             if isinstance(there, list):
-                if there[-1] is not record and len(there) <= _RECORDS_MAX:
-                    there.append(record)
-            elif there is not record:
-                index[key] = [there, record]
-        self.fresh, self.fresh_rows = [], 0
+                if there[-1] != row and len(there) <= ROWS_TOLD:
+                    there.append(row)
+            elif there != row:
+                index[key] = [there, row]
+        self.indexed, self.fresh_rows = len(self.small), 0
 
-    def records(self, key: int) -> list[_Record] | None:
-        """Those with rows about it, perhaps; None: too many to tell."""
-        if self.fresh:
+    def rows_of(self, key: int) -> list[tuple[_Record, int]]:
+        """Records and places in them that are about it, perhaps; more than `ROWS_TOLD` of them need not be all."""
+        if self.fresh_rows:
             self._index_fresh()
-        found = self.index.get(key, [])
-        if not isinstance(found, list):
-            found = [found]
-        if len(found) > _RECORDS_MAX:
-            return None
-        return found + [record for record in self.large if bool((record.all_keys() == key).any())]
+        there = self.index.get(key, [])
+        rows = [there] if isinstance(there, int) else there
+        found = [(self.small[row >> _PLACE_BITS], row & (_INDEXED - 1)) for row in rows]
+        for record in self.large:
+            found += [(record, row) for row in record.rows_by(key)]
+        return found
 
 
 class Recent:
@@ -149,19 +156,17 @@ class Recent:
         return found.told(self.since, head)
 
     def _gather(self, found: _Finding, id_: Id, *, all_of_it: bool) -> bool:
-        high, low = id_
         for half in (self._older, self._newer):
-            records = half.records(low >> _SHIFT)
-            if records is None:
+            rows = half.rows_of(id_[1] >> _SHIFT)
+            if len(rows) > ROWS_TOLD:
                 return False
-            for record in records:
-                kinds = record.rows["kind"]
-                mask = (record.rows["id_lo"] == low) & (record.rows["id_hi"] == high)
-                if all_of_it:
-                    mask |= (record.rows["ref_lo"] == low) & (record.rows["ref_hi"] == high) & _refers(kinds)
-                else:
-                    mask &= (kinds == _SETTLE) | (kinds == _REVERT)
-                if not found.add(record, np.flatnonzero(mask)):
+            for record, row in rows:
+                event = record.rows.item(row)
+                ends = event[_KIND] == _SETTLE or event[_KIND] == _REVERT
+                own = event[:2] == id_ and (all_of_it or ends)
+                if (own or (all_of_it and event[2:4] == id_ and _POST <= event[_KIND] <= _REFUND)) and not found.add(
+                    record, row, event[:2]
+                ):
                     return False
         return True
 
@@ -176,18 +181,16 @@ class _Finding:
         self._offsets: list[int] = []
         self._notes: list[bytes | None] = []
 
-    def add(self, record: _Record, places: Array) -> bool:
-        """Take the rows at `places`; False when that is too many."""
-        if len(places) + len(self._offsets) > ROWS_TOLD:
+    def add(self, record: _Record, row: int, id_: Id) -> bool:
+        """Take a row, which has that id; False when there are too many."""
+        if len(self._rows) == ROWS_TOLD:
             return False
-        if len(places):
-            rows, results = record.rows[places], record.results[places]
-            self._rows.append(rows.tobytes())
-            self._results.append(results.tobytes())
-            self._offsets += [record.offset] * len(places)
-            self._notes += [None if record.notes is None else record.notes[place] for place in places.tolist()]
-            flying = results["code"] == _IN_FLIGHT
-            self.flying += zip(rows["id_hi"][flying].tolist(), rows["id_lo"][flying].tolist(), strict=True)
+        self._rows.append(record.rows[row].tobytes())
+        self._results.append(record.results[row].tobytes())
+        self._offsets.append(record.offset)
+        self._notes.append(None if record.notes is None else record.notes[row])
+        if record.results.item(row)[_CODE] == _IN_FLIGHT:
+            self.flying.append(id_)
         return True
 
     def told(self, since: int, head: int) -> Found:
@@ -208,8 +211,8 @@ _DEPOSIT: Final = int(Kind.DEPOSIT)
 def decider(found: Found, id_: Id) -> int:
     """The account whose shard decided the newest use of the id, if that is a payment or hold among the rows, else 0."""
     account = newest = 0
-    for row in found.rows:
-        kind = int(row["kind"])
-        if kind in _USES and int(row["at"]) >= newest and (int(row["id_hi"]), int(row["id_lo"])) == id_:
-            account, newest = int(row["credit" if kind == _DEPOSIT else "debit"]), int(row["at"])
+    for event in found.rows.tolist():
+        high, low, _, _, debit, credit, _, at, *_ = event
+        if event[_KIND] in _USES and at >= newest and (high, low) == id_:
+            account, newest = credit if event[_KIND] == _DEPOSIT else debit, at
     return account

@@ -17,7 +17,7 @@ import random
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final, NamedTuple, cast
 
@@ -183,6 +183,28 @@ class _Call:
             self.future.set_result((self.collect(), self.positions))
         else:
             self.future.set_exception(ShardUnavailable("no answer before the deadline"))
+
+
+class _Finding:
+    """What `ShardClient.finding` gives."""
+
+    __slots__ = ("_future",)
+
+    def __init__(self, future: asyncio.Future[Any]) -> None:
+        self._future = future
+        future.add_done_callback(_noticed)
+
+    def __await__(self) -> Generator[Any, None, Found]:
+        (found, code), _ = yield from self._future
+        if code is not Code.OK:
+            raise ShardUnavailable(f"a shard tells nothing: {code.name}")
+        return cast("Found", found)
+
+
+def _noticed(future: asyncio.Future[Any]) -> None:
+    """Nobody has to hear of its failure."""
+    if not future.cancelled():
+        future.exception()
 
 
 class _Part:
@@ -613,13 +635,14 @@ class ShardClient:
         Raises:
             ShardUnavailable: it did not answer before the deadline, or has too much to do, or does not serve.
         """
+        return await self.finding(id_, actor, deadline)
+
+    def finding(self, id_: Id, actor: int, deadline: float) -> Awaitable[Found]:
+        """The same, asked at once, for who has something else to wait for first; it need not be awaited."""
         call = self._call(deadline, 1, None)
         part = _Part(call, _FIND.pack(*id_, actor), 1, None, None)
         self._put(call, [((id_[1] & _SLOT) % self.partitions, part)], "finds")
-        (found, code), _ = await call.future
-        if code is not Code.OK:
-            raise ShardUnavailable(f"a shard tells nothing: {code.name}")
-        return cast("Found", found)
+        return _Finding(call.future)
 
     async def head(self, partition: int, deadline: float) -> int:
         """The offset that a partition's next record will get, after everything received before is durable.

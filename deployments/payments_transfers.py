@@ -6,9 +6,9 @@ a busy core, edge and token included, without server and shard: 30 us of CPU; a 
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -288,13 +288,12 @@ async def _end_hold(call: Call, kind: Kind, route: str, amount: int) -> tuple[qu
     id_ = call.event_id(f"{route}:{ids.text(hold)}", UNSET, slot)
     row = event_row(kind, id_, call.actor, amount=amount, ref=hold)
     # What is known of the hold is asked for meanwhile, not after: two calls on one way cost little more than one.
-    outcome, seen = await asyncio.gather(_outcome(call, row, None, id_), _find(call, hold), return_exceptions=True)
-    if isinstance(outcome, BaseException):
-        raise outcome
+    finding = call.services.client.finding(hold, call.actor, call.deadline)
+    outcome = await _outcome(call, row, None, id_)
     at, _, code, _, _ = outcome.results.item(0)
     if code == _OK:
         done = _done(outcome)
-        return await _ended_hold(call, hold, done, None if isinstance(seen, BaseException) else seen), done
+        return await _ended_hold(call, hold, done, finding), done
     error = await problem_of(call, row, id_, outcome, *PARTIES)
     if error.problem is FORBIDDEN:
         error = call.outcome(_as_before(error, FORBIDDEN, "Only the payer's owner may post or void a hold"))
@@ -303,9 +302,12 @@ async def _end_hold(call: Call, kind: Kind, route: str, amount: int) -> tuple[qu
     raise error
 
 
-async def _ended_hold(call: Call, id_: Id, done: Done, seen: Seen | None) -> query_store.Transfer:
+async def _ended_hold(call: Call, id_: Id, done: Done, finding: Awaitable[Found]) -> query_store.Transfer:
     """What the hold was made of, which never changes. A derived id may have been used again meanwhile: the newest hold
     before its end is certain to be there once everything up to that is known."""
+    seen = None
+    with contextlib.suppress(ProblemError):
+        seen = await _seen(call, id_, finding)
     is_later = seen is not None and seen.found.head > done.positions[call.partition_of(ids.slot_of(id_))]
     if seen is None or not (is_later or (ids.version(id_) == 7 and seen.hold(done.at))):
         seen = await _find(call, id_)
@@ -449,8 +451,12 @@ async def look_up(call: Call, id_: Id) -> Seen:
 
 async def _find(call: Call, id_: Id) -> Seen:
     """What the shard alone knows: the newest uses, if any, but for what was given back on other shards."""
+    return await _seen(call, id_, call.services.client.finding(id_, call.actor, call.deadline))
+
+
+async def _seen(call: Call, id_: Id, finding: Awaitable[Found]) -> Seen:
     try:
-        found = await call.services.client.find(id_, call.actor, call.deadline)
+        found = await finding
     except ShardUnavailable:
         raise ProblemError(UNAVAILABLE, "A shard does not answer", id=ids.text(id_)) from None
     return Seen(query_store.recent_uses(id_, call.partition_of(ids.slot_of(id_)), found), found)

@@ -121,9 +121,8 @@ class Quotas:
 
     def told_one(self, subject: str, code: int, flags: int, *, operator: bool) -> None:
         """The same of one row, from its RESULT."""
-        fresh = not flags & _REPLAYED
-        refused = fresh and _IN_FLIGHT < code < _STATELESS
-        self.told(subject, 1, settled=fresh and code == _OK, refused=refused, operator=operator)
+        settled, refused = _counts_of_one(code, flags)
+        self.told(subject, 1, settled=settled, refused=refused, operator=operator)
 
     def told_all(self, subject: str, results: npt.NDArray[Any] | None, rows: int, *, operator: bool) -> None:
         """The same of `rows` rows, from (rows,) RESULT; None: it is not known what became of them."""
@@ -151,11 +150,19 @@ class Quotas:
 
 def counts(results: npt.NDArray[Any]) -> tuple[int, int]:
     """How many of (n,) RESULT were settled, and how many refused so that it is journaled; repeats are neither."""
+    if len(results) == 1:
+        _, _, code, flags, _ = results.item(0)
+        return _counts_of_one(code, flags)
     codes = results["code"]
     fresh = (results["flags"] & _REPLAYED) == 0
     settled = fresh & (codes == _OK)
     refused = fresh & (codes > _IN_FLIGHT) & (codes < _STATELESS)
     return int(np.count_nonzero(settled)), int(np.count_nonzero(refused))
+
+
+def _counts_of_one(code: int, flags: int) -> tuple[int, int]:
+    fresh = not flags & _REPLAYED
+    return fresh and code == _OK, fresh and _IN_FLIGHT < code < _STATELESS
 
 
 def exceeded(wait_s: float) -> ProblemError:

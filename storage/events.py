@@ -7,7 +7,7 @@ columns mean the same in memory, on the wire between replica and shard, and in t
 from __future__ import annotations
 
 from enum import IntEnum, IntFlag
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -204,3 +204,9 @@ FIRST_STATELESS: Final = Code.ID_CONFLICT
 def partition_of(account: int, partitions: int) -> int:
     """The partition that owns `account` in a ledger of `partitions` partitions."""
     return (account % SLOTS) % partitions
+
+
+def place(dtype: np.dtype[Any], column: str) -> int:
+    """Where a column is in a row as a tuple (`rows.item(n)`, `rows.tolist()`), which for a few rows costs a tenth of
+    looking it up by name."""
+    return (dtype.names or ()).index(column)
