@@ -601,6 +601,12 @@ class World:
             await asyncio.sleep(0.5)
         raise AssertionError("no process serves")
 
+    def writer(self, partition: int) -> Node:
+        """Whose the journal is. A process that was started later may have come to the journal first: it is overtaken,
+        and does not know as long as nobody asks it."""
+        serving = [node for node in self.nodes if node.partition == partition and node.alive and node.shard.serving]
+        return max(serving, key=lambda node: node.shard.epoch, default=self.current[partition])
+
     def replayed(self, partition: int) -> Book:
         """A book that was made of the whole log."""
         follower = Follower(self, partition)
