@@ -201,7 +201,6 @@ def _scopes(asked: list[str], user: User) -> list[str]:
 
 async def list_keys(call: Call) -> Answer:
     """GET /auth/access-keys."""
-    call.query()
     user = await _person(call)
     keys = await call.services.clients.keys_of(user.sub)
     return json_answer(200, AccessKeys([_shown(key) for key in keys], None), list(NO_STORE))

@@ -245,7 +245,6 @@ async def read_account_state(call: Call, account: int) -> tuple[State, dict[int,
 async def get_account(call: Call) -> Answer:
     """GET /v1/accounts/{id}."""
     call.authorize("ledger:read")
-    call.query()
     await call.wait_for_positions()
     return await _shown_account(call, read_path_account(call.path["id"]))
 
@@ -262,7 +261,7 @@ async def _shown_account(call: Call, account: int) -> Answer:
 async def list_accounts(call: Call) -> Answer:
     """GET /v1/accounts: the caller's own; an operator may ask for another's by `sub`."""
     caller = call.authorize("ledger:read")
-    query = call.query("cursor", "limit", "sub")
+    query = call.query()
     await call.wait_for_positions()
     sub = text(query.get("sub", caller), "sub", 255)
     if sub != caller and call.actor != OPERATOR:
@@ -290,8 +289,8 @@ async def get_balance(call: Call) -> Answer:
     call.authorize("ledger:read")
     account = read_path_account(call.path["id"])
     call.positions()  # a shard's answer is never behind what was acknowledged; only the header's form is checked
-    if call.scope["query_string"] and (query := call.query("at")):
-        return await _past_balance(call, account, query["at"])
+    if (at := call.query().get("at")) is not None:
+        return await _past_balance(call, account, at)
     state, positions = await read_account_state(call, account)
     posted, pending = state.posted, state.debits_pending
     body = (
@@ -323,7 +322,7 @@ async def list_entries(call: Call) -> Answer:
     """GET /v1/accounts/{id}/entries: newest first."""
     call.authorize("ledger:read")
     account = read_path_account(call.path["id"])
-    query = call.query("from", "to", "cursor", "limit")
+    query = call.query()
     limit = read_limit(query, _PAGE, _PAGE_MAX)
     since = read_instant(query["from"], "from") if "from" in query else None
     until = read_instant(query["to"], "to") if "to" in query else None

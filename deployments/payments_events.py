@@ -13,7 +13,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -159,7 +159,7 @@ class EventStream:
 async def get_events(call: Call) -> EventStream:
     """GET /v1/events."""
     subject = call.authorize("ledger:read")
-    query = call.query("account", "from", "last_event_id")
+    query = call.query()
     streams = call.services.events
     # The edge gives a stream more time than the other calls; up to here it is one of them.
     call.deadline = time.monotonic() + call.services.deadline_s
@@ -192,7 +192,7 @@ async def _reader(call: Call, subject: str, given: str | None) -> Reader:
     return account
 
 
-async def _cursor(call: Call, reader: Reader, query: dict[str, str]) -> Cursor:
+async def _cursor(call: Call, reader: Reader, query: Mapping[str, str]) -> Cursor:
     """Where the stream begins: behind the last event that the client has, at an instant, or now."""
     streams = call.services.events
     header = call.headers.get(b"last-event-id")

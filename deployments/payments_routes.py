@@ -59,7 +59,8 @@ from deployments.problems import (
 INTRODUCTION: Final = (
     "Accounts, and money that moves between them at once. Amounts are whole centavos of BRL, ids are strings, "
     "times are "
-    "RFC 3339 in UTC. Every error is `application/problem+json` with a `type` of the catalogue at `/problems`.\n\n"
+    "RFC 3339 in UTC. Every error is `application/problem+json` with a `type` of the catalogue at `/problems`. "
+    "A query parameter or a member of a body that a call does not have is `malformed`: nothing is passed over.\n\n"
     "Tokens: `ledger:read` and `ledger:write` reach the caller's own accounts (those whose owner is the token's "
     "`sub`), "
     "`ledger:fund` moves money into and out of the book, `ledger:operate` reads and writes any account.\n\n"

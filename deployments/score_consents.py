@@ -23,7 +23,6 @@ _CONSENT: Final = msgspec.json.Decoder(ConsentRequest)
 
 async def give(call: Call) -> Answer:
     """POST /score/v1/consents."""
-    call.query()
     about = await call.enter("consent", SELF)
     request = await call.json(_CONSENT)
     now = call.services.clock()
@@ -45,7 +44,6 @@ async def give(call: Call) -> Answer:
 
 async def list_all(call: Call) -> Answer:
     """GET /score/v1/consents."""
-    call.query()
     about = await call.enter("consent", SELF)
     known = await call.services.consents.of(about.person)
     await call.record(about, "consent", SEEN)
@@ -54,7 +52,6 @@ async def list_all(call: Call) -> Answer:
 
 async def end(call: Call) -> Answer:
     """DELETE /score/v1/consents/{id}."""
-    call.query()
     about = await call.enter("consent", SELF)
     await call.record(about, "consent", CHANGED, consent=call.path["id"][:64])
     ended = await call.services.consents.end(about.person, call.path["id"], call.services.clock())

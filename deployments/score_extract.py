@@ -62,7 +62,7 @@ SCHEMA: Final = pa.schema(
 async def extract(call: Call) -> Chunks:
     """GET /score/v1/extract."""
     require(call.identified(), EXTRACT)
-    query = call.query("cursor", "limit")
+    query = call.query()
     limit = read_limit(query, ROWS_MAX)
     rows = Rows(call.services.key, call.services.clock())
     after = rows.place(query["cursor"]) if "cursor" in query else _START

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import date
 from typing import Any, Final
 
@@ -42,7 +43,6 @@ _PROFILE: Final = msgspec.json.Decoder(ProfileRequest)
 
 async def put_profile(call: Call) -> Answer:
     """PUT /score/v1/profile."""
-    call.query()
     services = call.services
     about = await call.enter_with("profile", WRITE)
     request = await call.json(_PROFILE)
@@ -55,7 +55,6 @@ async def put_profile(call: Call) -> Answer:
 
 async def get_profile(call: Call) -> Answer:
     """GET /score/v1/profile."""
-    call.query()
     services = call.services
     about = await call.enter("profile", PROFILE)
     consent = None
@@ -78,7 +77,6 @@ async def get_profile(call: Call) -> Answer:
 
 async def get_score(call: Call) -> Answer:
     """GET /score/v1/score."""
-    call.query()
     about = await call.enter("score", READ)
     profile = await call.services.profiles.get(about.person)
     if profile is None:
@@ -101,7 +99,6 @@ async def get_score(call: Call) -> Answer:
 
 async def get_last_query(call: Call) -> Answer:
     """GET /score/v1/last-query."""
-    call.query()
     about = await call.enter("last-query", READ)
     found = await call.services.accesses.queries(about.person, limit=1)
     await call.record(about, "last-query", SEEN)
@@ -113,7 +110,7 @@ async def get_last_query(call: Call) -> Answer:
 
 async def get_accesses(call: Call) -> Answer:
     """GET /score/v1/accesses."""
-    query = call.query("cursor", "limit")
+    query = call.query()
     limit = read_limit(query, ACCESSES_MAX)
     after = read_cursor(query.get("cursor", ""))
     about = await call.enter("accesses", SELF)
@@ -139,7 +136,7 @@ async def get_model(_: Call) -> Answer:
     return json_answer(200, ModelAnswer(MODEL, factors))
 
 
-def read_limit(query: dict[str, str], most: int) -> int:
+def read_limit(query: Mapping[str, str], most: int) -> int:
     """The query's `limit`, `most` when there is none.
 
     Raises:

@@ -75,7 +75,6 @@ class Call(Request):
 
 async def get_person(call: Call) -> Answer:
     """What there is of a person; the question itself becomes the last one, and is written behind."""
-    call.query()
     person = call.person()
     answers = call.services.answers
     found = answers.kept(person, time.monotonic()) or await answers.about(person)
@@ -95,7 +94,6 @@ def age_headers(found: Kept, now: float) -> list[Header]:
 
 async def get_last_query(call: Call) -> Answer:
     """Who asked last. Asking for that is no question about the person."""
-    call.query()
     person = call.person()
     services = call.services
     found = services.queries.latest(person, await services.traces.last_query(person))
@@ -105,7 +103,6 @@ async def get_last_query(call: Call) -> Answer:
 
 async def add_purchases(call: Call) -> Answer:
     """Store purchases; an id that is known is stored once."""
-    call.query()
     call.expect_json()
     data = await call.body(_BODY_BYTES_MAX)
     given = decode_unchecked(data, _purchases).purchases

@@ -99,7 +99,7 @@ class Call(Request):
         Raises:
             ProblemError: the limit is none.
         """
-        query = self.query("cursor", "limit")
+        query = self.query()
         limit = query.get("limit", "50")
         if not (limit.isascii() and limit.isdigit() and len(limit) <= 3 and 1 <= int(limit) <= _PAGE_MAX):
             raise malformed("limit", f"A limit is a number from 1 to {_PAGE_MAX}")

@@ -45,7 +45,7 @@ _DEBTS: Final = msgspec.json.Decoder(DebtsRequest)
 async def get_person(call: Call) -> Answer:
     """GET /vault/v1/person?fields=."""
     services = call.services
-    fields = rules.read_fields(call.query("fields").get("fields", "").split(","), "fields")
+    fields = rules.read_fields(call.query().get("fields", "").split(","), "fields")
     subject, own = call.about()
     asked = call.asked(subject, "read", fields, call.purpose(optional=own))
     found: Found | None = None

@@ -932,6 +932,19 @@ class HttpSuite:
         owner, account = world.person()
         refused(owner.get(f"/v1/accounts/{account}/{query}"), 400, "malformed")
 
+    @pytest.mark.parametrize("query", ["dry_run=true", "id=1", "x", "Idempotency-Key=1"])
+    def test_a_parameter_that_a_call_does_not_have_moves_no_money(self, world: World, query: str) -> None:
+        """400: whoever means something by it must not find that something else was done."""
+        owner, account = world.person(100)
+        _, other = world.person()
+        refused(owner.post(f"/v1/transfers?{query}", transfer(account, other, 10)), 400, "malformed")
+        hold = owner.post("/v1/transfers", transfer(account, other, 10, hold=True)).json()["id"]
+        refused(owner.post(f"/v1/transfers/{hold}/post?{query}"), 400, "malformed")
+        refused(world.bank.post(f"/v1/deposits?{query}", {"account": account, "amount": 10}), 400, "malformed")
+        batch = {"transfers": [transfer(account, other, 10)]}
+        refused(owner.post(f"/v1/transfers/batch?{query}", batch), 400, "malformed")
+        assert owner.balance(account) == (100, 10, 90)
+
     @pytest.mark.parametrize(
         "position",
         ["", "x", "0", "0:", ":1", "0:-1", "0:1;1:2", "0:1,", "0:99999999999999999999", "1024:1", "0:1 0:1"],
