@@ -337,17 +337,21 @@ def check_amount(amount: int, field: str = "amount", *, most: int = AMOUNT_MAX) 
 
 
 def read_note(description: str | UnsetType, metadata: Raw | UnsetType, prefix: str = "") -> bytes | None:
-    """Description and metadata in the canonical form in which the journal carries them: equal content, equal bytes."""
-    if description is UNSET and metadata is UNSET:
-        return None
-    note: dict[str, Any] = {}
+    """Description and metadata as JSON text, in the form in which the journal carries them.
+
+    Metadata stays the text that was sent: 1.10 is not 1.1 to whom it belongs, and a double would be neither. So a
+    repeat has the same content when it has the same text, and its answer is the first one to the byte.
+    """
+    members: list[bytes] = []
     if description is not UNSET:
-        note["description"] = text(description, f"{prefix}description", DESCRIPTION_MAX)
+        line = text(description, f"{prefix}description", DESCRIPTION_MAX)
+        members.append(b'"description":' + json.dumps(line, ensure_ascii=False).encode())
     if metadata is not UNSET:
-        note["metadata"] = free_form(
-            metadata, f"{prefix}metadata", depth_max=METADATA_DEPTH_MAX, size_max=METADATA_BYTES_MAX
+        members.append(
+            b'"metadata":'
+            + free_form(metadata, f"{prefix}metadata", depth_max=METADATA_DEPTH_MAX, size_max=METADATA_BYTES_MAX)
         )
-    return json.dumps(note, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    return b"{%s}" % b",".join(members) if members else None
 
 
 def content_check(note: bytes | None, expires_in: int) -> int:

@@ -53,7 +53,8 @@ Description = Annotated[
 Metadata = Annotated[
     Raw,
     Meta(
-        description=f"Any JSON object of up to {METADATA_BYTES_MAX} bytes, kept and given back as it is.",
+        description=f"Any JSON object of up to {METADATA_BYTES_MAX} bytes. Its text is kept and given back as it is, "
+        "order of keys and digits of numbers too; only whitespace outside of strings goes.",
         examples=[{"order": "A-17"}],
         extra_json_schema={"type": "object"},
     ),

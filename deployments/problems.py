@@ -97,7 +97,8 @@ ID_CONFLICT: Final = Problem(
     409,
     "The id was used with other content",
     "The id, or the Idempotency-Key, was used before with other content: another body, of a batch also other rows, "
-    "another order or other links. This request changed nothing; what was sent first under the id stands. Send the "
+    "another order or other links. Of `metadata` its text counts, but for whitespace outside of strings. "
+    "This request changed nothing; what was sent first under the id stands. Send the "
     "first content to get the first answer again, or a new id.",
 )
 ID_EXPIRED: Final = Problem(

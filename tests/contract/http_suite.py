@@ -30,6 +30,10 @@ from tests.contract.http_engine import LiveEngine
 READ_WRITE: Final = "ledger:read ledger:write"
 EVERYTHING: Final = "ledger:read ledger:write ledger:fund ledger:operate"
 AMOUNT_MAX: Final = 2**63 - 1
+METADATA: Final = (
+    '{ "z" : 1.10, "a" : [ 1E2, -0.0, 0.12345678901234567890123, 9007199254740993.0 ], '
+    '"y" : { "b" : {}, "a" : "\\u00e9\\/é" } }'
+)
 TAX_IDS: Final = ("12345678909", "52998224725", "11144477735", "39053344705", "15350946056", "12ABC34501DE35")
 
 
@@ -393,6 +397,60 @@ class HttpSuite:
         for side in (owner, friend, world.bank):
             assert side.get(f"/v1/transfers/{id_}").json() == answer.json()
         refused(world.caller().get(f"/v1/transfers/{id_}"), 403, "forbidden")
+
+    def test_metadata_comes_back_as_the_text_that_it_was(self, world: World) -> None:
+        """Whichever call made it and whichever shows it: neither a digit nor the order of its keys is another."""
+        owner, account = world.person(10_000)
+        payee, other = world.person_elsewhere(account, apart=True)
+        text = METADATA.replace(" ", "").encode()
+
+        def body(**fields: Any) -> bytes:
+            return json.dumps(fields).encode()[:-1] + b', "metadata" : ' + METADATA.encode() + b"}"
+
+        def shown(caller: Caller, id_: str) -> None:
+            assert b'"metadata":' + text in caller.get(f"/v1/transfers/{id_}").content
+
+        made = []
+        for more in ({}, {"hold": True}, {"description": "x"}):
+            answer = owner.send_raw("/v1/transfers", body(**transfer(account, other, 10, **more)))
+            assert answer.status_code == 201, answer.text
+            assert b'"metadata":' + text in answer.content
+            made.append(answer.json()["id"])
+            shown(payee, made[-1])
+        posted = owner.post(f"/v1/transfers/{made[1]}/post")
+        refund = payee.send_raw(f"/v1/transfers/{made[0]}/refunds", body(amount=1))
+        deposit = world.bank.send_raw("/v1/deposits", body(account=account, amount=1))
+        for answer in (posted, refund, deposit):
+            assert b'"metadata":' + text in answer.content, answer.text
+        batch = owner.send_raw("/v1/transfers/batch", b'{"transfers":[%s]}' % body(**transfer(account, other, 1)))
+        rows = {"debit_account": [account], "credit_account": [other], "amount": [1], "metadata": [METADATA]}
+        columns = owner.send_raw("/v1/transfers/batch", arrow(pa.table(rows)), ARROW)
+        (id_,) = pa.ipc.open_stream(columns.content).read_all()["id"].to_pylist()
+        for one in (refund.json()["id"], batch.json()["results"][0]["id"], str(uuid.UUID(bytes=id_))):
+            shown(owner, one)
+
+    def test_the_text_of_metadata_is_content(self, world: World) -> None:
+        """A repeat with other whitespace gets the first answer; with another text it is another payment."""
+        owner, account = world.person(1000)
+        _, other = world.person_elsewhere(account, apart=False)
+        id_ = new_id(account)
+
+        def send(metadata: str) -> httpx.Response:
+            fields = json.dumps(transfer(account, other, 10, id=id_))
+            return owner.send_raw("/v1/transfers", f'{fields[:-1]},"metadata":{metadata}}}'.encode())
+
+        first = send('{"b":1.10,"a":"x y"}')
+        again = send('{ "b" : 1.10,\n\t"a":"x y" }')
+        assert (again.status_code, again.content) == (201, first.content)
+        assert again.headers["idempotency-replayed"] == "true"
+        for changed in (
+            '{"a":"x y","b":1.10}',
+            '{"b":1.1,"a":"x y"}',
+            '{"b":1.10,"a":"xy"}',
+            '{"b":1.10,"a":"x\\u0020y"}',
+        ):
+            refused(send(changed), 409, "id-conflict")
+        assert owner.balance(account)[0] == 990
 
     @pytest.mark.parametrize("apart", [False, True])
     def test_a_repeated_id_is_answered_as_the_first_time(self, world: World, apart: bool) -> None:
