@@ -215,7 +215,8 @@ def api_operations() -> tuple[Operation, ...]:
             "GET", "/v1/accounts/{id}/balance", "getBalance", "A balance",
             "Now, from the account's owner itself; with `at`, as it was at any past instant.",
             accounts.get_balance, "ledger:read", None, BalanceAnswer, 200,
-            (_ACCOUNT, Parameter("at", "query", "A past instant.", _TIME), _POSITION), (UNKNOWN_ACCOUNT, NOT_CAUGHT_UP),
+            (_ACCOUNT, Parameter("at", "query", "A past instant; one to come is `malformed`.", _TIME), _POSITION),
+            (UNKNOWN_ACCOUNT, NOT_CAUGHT_UP),
         ),
         Operation(
             "GET", "/v1/accounts/{id}/entries", "listEntries", "An account's movements", "Newest first.",

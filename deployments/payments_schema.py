@@ -280,7 +280,7 @@ class Account(View):
     balance: Balance
     limits: Limits
     owner: OwnerView
-    created_at: Instant
+    created_at: Annotated[Instant, Meta(description="When the ledger opened it; from then on it has a balance.")]
 
 
 class AccountItem(View):

@@ -11,7 +11,6 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -35,6 +34,8 @@ CREATE TABLE IF NOT EXISTS people.owners (
     digest bytea NOT NULL,              -- of the whole request: same id, other content is a conflict
     created_at timestamptz NOT NULL DEFAULT now()
 );
+-- ns since 1970, by the ledger: the stamp of the event that opened the account; null until that is known here
+ALTER TABLE people.owners ADD COLUMN IF NOT EXISTS opened_at bigint;
 CREATE INDEX IF NOT EXISTS owners_sub ON people.owners (sub, account);
 CREATE TABLE IF NOT EXISTS people.settings (name text PRIMARY KEY, value bytea NOT NULL);
 """
@@ -78,11 +79,13 @@ class Owner:
     tax_id: str
     name: str
     digest: bytes
-    created_at: datetime
+    opened_at: int | None  # ns since 1970, by the ledger
 
 
 class Registry:
-    """Owners by account, over a pool that is handed in. A registration never changes, so it may be cached."""
+    """Owners by account, over a pool that is handed in. Once its opening is known a registration never changes, so it
+    may be cached.
+    """
 
     def __init__(self, pool: asyncpg.Pool[asyncpg.Record], *, cached: int = 16_384) -> None:
         self._pool = pool
@@ -114,6 +117,12 @@ class Registry:
             raise RegistrationConflict(account, event_id)
         return owner
 
+    async def opened(self, account: int, at: int) -> None:
+        """Write down when the ledger opened `account`: ns since 1970."""
+        await self._pool.execute(
+            "UPDATE people.owners SET opened_at = $2 WHERE account = $1 AND opened_at IS NULL", account, at
+        )
+
     async def owner(self, account: int) -> Owner | None:
         """Whose account it is, or None."""
         found = self._cache.get(account)
@@ -126,6 +135,8 @@ class Registry:
         if row is None:
             return None
         owner = _owner(row)
+        if owner.opened_at is None:
+            return owner
         self._cache[account] = owner
         if len(self._cache) > self._cached:
             self._cache.popitem(last=False)
@@ -178,5 +189,5 @@ def _owner(row: Any) -> Owner:
         tax_id=row["tax_id"],
         name=row["name"],
         digest=bytes(row["digest"]),
-        created_at=row["created_at"],
+        opened_at=row["opened_at"],
     )

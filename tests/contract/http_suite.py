@@ -972,6 +972,26 @@ class HttpSuite:
             assert (found["posted"], found["pending"], found["available"]) == (posted, pending, posted - pending), at
         refused(owner.get(f"/v1/accounts/{account}/balance?at=2020-01-01T00:00:00Z"), 404, "unknown-account")
 
+    def test_an_account_has_a_balance_from_its_created_at_on(self, world: World) -> None:
+        """It is the ledger's own instant, the same in every answer; a microsecond before there was no account."""
+        caller = world.caller()
+        for tax_id in TAX_IDS[:3]:
+            body = {"owner": {"tax_id": tax_id, "name": "Maria"}, "id": new_id()}
+            opened = caller.post("/v1/accounts", body).json()
+            path, at = f"/v1/accounts/{opened['id']}", opened["created_at"]
+            assert caller.get(path).json()["created_at"] == at
+            assert caller.post("/v1/accounts", body).json() == opened
+            assert caller.get(f"{path}/balance?at={at}").json()["posted"] == 0
+            before = (datetime.fromisoformat(at) - timedelta(microseconds=1)).isoformat().replace("+00:00", "Z")
+            refused(caller.get(f"{path}/balance?at={before}"), 404, "unknown-account")
+
+    @pytest.mark.parametrize("ahead_s", [5, 250])
+    def test_there_is_no_balance_of_an_instant_to_come(self, world: World, ahead_s: int) -> None:
+        """400: whoever was told one would find another."""
+        owner, account = world.person(1)
+        at = (datetime.now(UTC) + timedelta(seconds=ahead_s)).isoformat().replace("+00:00", "Z")
+        assert refused(owner.get(f"/v1/accounts/{account}/balance?at={at}"), 400, "malformed")["field"] == "at"
+
     @pytest.mark.parametrize(
         "query",
         [

@@ -83,11 +83,22 @@ async def test_two_events_never_share_an_account(registry: Registry) -> None:
         await registry.register(5000, ids.derive("b"), sub="ana", tax_id="1", name="Ana", digest=b"1")
 
 
+async def test_the_first_instant_of_an_opening_is_kept_and_known_at_once(registry: Registry) -> None:
+    await registry.register(5000, ids.derive("a"), sub="ana", tax_id="1", name="Ana", digest=b"1")
+    for at, kept in ((None, None), (7, 7), (8, 7)):
+        if at is not None:
+            await registry.opened(5000, at)
+        owner = await registry.owner(5000)
+        assert owner is not None
+        assert owner.opened_at == kept
+
+
 async def test_owner_is_cached_and_the_cache_is_bounded(pool: asyncpg.Pool[asyncpg.Record]) -> None:
     registry = Registry(pool, cached=2)
     await registry.create()
     for n in range(3):
         await registry.register(5000 + n, ids.derive(str(n)), sub=f"s{n}", tax_id="1", name="N", digest=b"")
+        await registry.opened(5000 + n, 1)
     for n in range(3):
         await registry.owner(5000 + n)
     await pool.execute("DELETE FROM people.owners")
