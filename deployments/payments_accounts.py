@@ -262,18 +262,12 @@ async def _shown_account(call: Call, account: int) -> Answer:
 
 async def _opened_at(call: Call, account: int) -> int:
     """When the ledger opened an account whose opening request ended before that could be written down."""
-    await _wait_for_journal(call, account)
+    await call.caught_up([call.partition_of(account)])
     known = await call.services.store.account(account)
     if known is None:
         raise ProblemError(NOT_CAUGHT_UP, "The query store does not have the account's opening")
     await call.services.registry.opened(account, known.opened_at)
     return known.opened_at
-
-
-async def _wait_for_journal(call: Call, account: int) -> None:
-    """Wait until the query store has all that the account's shard had received when this was called."""
-    heads = await call.heads([call.partition_of(account)])
-    await call.wait_for({partition: head - 1 for partition, head in heads.items()})
 
 
 async def list_accounts(call: Call) -> Answer:
@@ -323,9 +317,8 @@ async def _past_balance(call: Call, account: int, given: str) -> Answer:
     at = read_instant(given, "at")
     is_ahead = at > time.time_ns()
     await read_account_state(call, account)
-    await _wait_for_journal(call, account)
-    # The ledger's time is that of its stamps, which may be a little ahead of this machine's.
-    if is_ahead and at > await call.services.store.newest_at(call.partition_of(account)):
+    newest = await call.caught_up([call.partition_of(account)])
+    if is_ahead and at > max(newest.values()):
         raise malformed("at", "The instant lies in the future")
     balance = await call.services.store.balance_at(account, at)
     if balance is None:

@@ -139,6 +139,21 @@ class Call(Request):
             raise ProblemError(UNAVAILABLE, "A shard does not answer") from None
         return dict(zip(asked, heads, strict=True))
 
+    async def caught_up(self, partitions: Iterable[int]) -> dict[int, int]:
+        """Wait until the query store has all that these shards had received when this was called.
+
+        Returns:
+            Partition → the stamp of its newest event, ns since 1970. It is the ledger's time, by which what is to come
+            is told from what has been: a shard's clock may be a little ahead of this machine's.
+
+        Raises:
+            ProblemError: a shard does not answer, or the store did not get there in time.
+        """
+        heads = await self.heads(partitions)
+        await self.wait_for({partition: head - 1 for partition, head in heads.items()})
+        newest = await self.services.store.newest()
+        return {partition: newest.get(partition, 0) for partition in heads}
+
     async def wait_for(self, positions: Mapping[int, int]) -> None:
         """Wait until the query store has the records at `positions` (partition → offset).
 

@@ -199,15 +199,29 @@ async def _cursor(call: Call, reader: Reader, query: Mapping[str, str]) -> Curso
     last = query.get("last_event_id") if header is None else header.decode("latin-1")
     if last is not None:
         try:
-            return Cursor.parse(last, streams.feed.partitions)
+            cursor = Cursor.parse(last, streams.feed.partitions)
         except ValueError:
             raise malformed("Last-Event-ID", "Last-Event-ID must be the id of an event of this stream") from None
+        await _refuse_what_is_to_come(call, cursor)
+        return cursor
     if "from" in query:
-        before = max(2 * read_instant(query["from"], "from") - 1, 0)
-        return Cursor(dict.fromkeys((await streams.feed.end(reader)).places, before))
+        at = read_instant(query["from"], "from")
+        if at > time.time_ns() and at > max((await call.caught_up(range(streams.feed.partitions))).values()):
+            raise malformed("from", "The instant lies in the future")
+        return Cursor(dict.fromkeys((await streams.feed.end(reader)).places, max(2 * at - 1, 0)))
     await call.wait_for_positions()
     await _caught_up(call)
     return await streams.feed.end(reader)
+
+
+async def _refuse_what_is_to_come(call: Call, cursor: Cursor) -> None:
+    """Raises ProblemError for a place that no event has had: all that happens before it would be left out."""
+    now = time.time_ns()
+    ahead = {partition: place // 2 for partition, place in cursor.places.items() if place // 2 > now}
+    if ahead:
+        newest = await call.caught_up(ahead)
+        if any(at > newest[partition] for partition, at in ahead.items()):
+            raise malformed("Last-Event-ID", "Last-Event-ID lies in the future: no event has had this id")
 
 
 async def _caught_up(call: Call) -> None:

@@ -115,6 +115,7 @@ _CURSOR: Final = Parameter("cursor", "query", "`next_cursor` of the page before.
 _LIMIT: Final = Parameter(
     "limit", "query", "Items on a page.", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}
 )
+_LAST_EVENT: Final = {"type": "string", "pattern": r"^1(\.[0-9]{1,4}-[0-9]{1,19})*$"}
 _TIME: Final = {"type": "string", "format": "date-time"}
 _WRITTEN: Final = (
     ("Razao-Position", "What a later read should wait for, to see this."),
@@ -232,9 +233,11 @@ def api_operations() -> tuple[Operation, ...]:
             "one, a stream begins now. Accounts opened later are included. A stream ends when the token does, after "
             "15 minutes, or when its reader is too slow: come back with the last id.",
             events.get_events, "ledger:read", None, None, 200,
-            (Parameter("Last-Event-ID", "header", "The id of the last event that arrived.", {"type": "string"}),
-             Parameter("last_event_id", "query", "The same, for who cannot send the header.", {"type": "string"}),
-             Parameter("from", "query", "Begin with what happened at this instant.", _TIME),
+            (Parameter("Last-Event-ID", "header",
+                       "The id of the last event that arrived; it counts before the query, so that a client may come "
+                       "back to the same address. One that no event has had is `malformed`.", _LAST_EVENT),
+             Parameter("last_event_id", "query", "The same, for who cannot send the header.", _LAST_EVENT),
+             Parameter("from", "query", "Begin with what happened at this instant; one to come is `malformed`.", _TIME),
              Parameter("account", "query", "One account only; operators may name any.", {"type": "string"}), _POSITION),
             (UNKNOWN_ACCOUNT, NOT_CAUGHT_UP), (), ("text/event-stream",),
         ),
