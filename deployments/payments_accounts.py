@@ -50,7 +50,7 @@ from deployments.problems import (
     ProblemError,
     malformed,
 )
-from deployments.request import JSON, Answer, Header, json_answer
+from deployments.request import JSON, Answer, Header, json_answer, page_of
 from deployments.tax_id import read_tax_id
 from storage import ids
 from storage.events import NO_LIMIT, SLOTS, AccountStatus, Code, Kind
@@ -282,7 +282,7 @@ async def list_accounts(call: Call) -> Answer:
     cursor = query.get("cursor", "0")
     if not (cursor.isascii() and cursor.isdigit() and len(cursor) <= 19 and int(cursor) < 2**63):
         raise malformed("cursor", "This is not a cursor of this list")
-    owners = await call.services.registry.accounts(sub, after=int(cursor), limit=limit)
+    owners, last = page_of(await call.services.registry.accounts(sub, after=int(cursor), limit=limit + 1), limit)
     accounts = np.array([owner.account for owner in owners], np.uint64)
     items: list[AccountItem] = []
     if owners:
@@ -293,7 +293,7 @@ async def list_accounts(call: Call) -> Answer:
         states = [State(*row) for row in read.states.tolist()]
         # Registered, but its opening was never finished: not an account yet.
         items = [_item(state) for state in states if state.status != AccountStatus.UNKNOWN]
-    return json_answer(200, AccountPage(items, str(owners[-1].account) if len(owners) == limit else None))
+    return json_answer(200, AccountPage(items, None if last is None else str(last.account)))
 
 
 async def get_balance(call: Call) -> Answer:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
@@ -182,6 +182,15 @@ def fields(raw: bytes, where: str) -> dict[str, str]:
     if len(parameters) != len(pairs):
         raise malformed(where, f"A {where} parameter is there twice")
     return parameters
+
+
+def page_of(found: Sequence[T], limit: int) -> tuple[Sequence[T], T | None]:
+    """A page of a list, from what was found of up to one item more than it has.
+
+    Returns:
+        Its items, and the one that the next page begins behind; None on the last page.
+    """
+    return found[:limit], found[limit - 1] if len(found) > limit else None
 
 
 def content_length(headers: Mapping[bytes, bytes]) -> int | None:

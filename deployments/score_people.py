@@ -11,7 +11,7 @@ from msgspec import UNSET
 
 from deployments.json_body import text
 from deployments.problems import NO_CONSENT, UNKNOWN_PERSON, ProblemError, malformed
-from deployments.request import PURPOSE, Answer, json_answer, private_answer
+from deployments.request import PURPOSE, Answer, json_answer, page_of, private_answer
 from deployments.score_call import ABSENT, ANSWERED, CHANGED, PROFILE, READ, REFUSED, SEEN, SELF, WRITE, About, Call
 from deployments.score_schema import (
     LINE_MAX,
@@ -114,12 +114,12 @@ async def get_accesses(call: Call) -> Answer:
     limit = read_limit(query, ACCESSES_MAX)
     after = read_cursor(query.get("cursor", ""))
     about = await call.enter("accesses", SELF)
-    found = await call.services.accesses.queries(about.person, limit=limit, after=after)
+    found = await call.services.accesses.queries(about.person, limit=limit + 1, after=after)
     await call.record(about, "accesses", SEEN)
     since = call.services.clock() - SEEN_DAYS * _DAY_NS
-    items = [_access(one) for _, one in found if one.at >= since]
-    more = len(found) == limit and len(items) == limit
-    return private_answer(200, Accesses(items, found[-1][0].hex() if more else None))
+    items, last = page_of([(cursor, one) for cursor, one in found if one.at >= since], limit)
+    following = None if last is None else last[0].hex()
+    return private_answer(200, Accesses([_access(one) for _, one in items], following))
 
 
 async def get_model(_: Call) -> Answer:

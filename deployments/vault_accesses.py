@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deployments import vault_rules as rules
 from deployments.problems import malformed
-from deployments.request import Answer, private_answer
+from deployments.request import Answer, page_of, private_answer
 from deployments.vault_call import ANSWERED, Call
 from deployments.vault_schema import Access, Accesses, LastQuery
 from storage import vault_record as store
@@ -18,10 +18,10 @@ async def get_accesses(call: Call) -> Answer:
     subject, own = call.about()
     await call.permit(subject, "accesses", allowed=own or call.may(rules.AUDIT), scope=rules.AUDIT)
     async with call.services.vault.session(call.asked(subject, "accesses")) as session:
-        found = await store.accesses(session.connection, subject.person, before=before, limit=limit)
+        found = await store.accesses(session.connection, subject.person, before=before, limit=limit + 1)
         await session.record(ANSWERED)
-    following = str(found[-1].seq) if len(found) == limit else None
-    return private_answer(200, Accesses([_access(one) for one in found], following))
+    items, last = page_of(found, limit)
+    return private_answer(200, Accesses([_access(one) for one in items], None if last is None else str(last.seq)))
 
 
 async def get_last_query(call: Call) -> Answer:

@@ -21,6 +21,7 @@ from storage.ids import Id
 
 _SLOT_BITS: Final = SLOTS.bit_length() - 1
 _HASH_BITS: Final = 53
+_LIMIT_MAX: Final = 1001  # a page, and one more that tells whether it is the last
 
 _SCHEMA: Final = """
 SELECT pg_advisory_xact_lock(7307501);
@@ -153,7 +154,7 @@ class Registry:
         Raises:
             ValueError: `after` or `limit` is out of range.
         """
-        if not (0 <= after < 2**63 and 0 < limit <= 1000):
+        if not (0 <= after < 2**63 and 0 < limit <= _LIMIT_MAX):
             raise ValueError("cursor or limit out of range")
         rows = await self._pool.fetch(
             "SELECT * FROM people.owners WHERE sub = $1 AND account > $2 ORDER BY account LIMIT $3", sub, after, limit

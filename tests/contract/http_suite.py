@@ -294,6 +294,7 @@ class HttpSuite:
                 break
             path = f"/v1/accounts?limit=2&cursor={page['next_cursor']}"
         assert found == accounts
+        assert caller.get("/v1/accounts?limit=3").json()["next_cursor"] is None
         assert world.bank.get(f"/v1/accounts?sub={caller.sub}").json()["items"][0]["status"] == "open"
         refused(world.caller().get(f"/v1/accounts?sub={caller.sub}"), 403, "forbidden")
         for bad in ("cursor=x", "cursor=-1", f"cursor={2**63}", "limit=0", "limit=1001", "limit=x", "sub=", "page=2"):
@@ -958,6 +959,30 @@ class HttpSuite:
         at = page["items"][1]["at"]
         between = owner.get(f"/v1/accounts/{account}/entries?from={at}&to={page['items'][0]['at']}").json()
         assert [item["amount"] for item in between["items"]] == [20]
+
+    @pytest.mark.parametrize("limit", [1, 5, 25, 26, 100])
+    def test_the_entries_of_a_batch_are_paged_without_losing_one(self, world: World, limit: int) -> None:
+        """They share a record and, to the microsecond, often an instant. The last page names no next one."""
+        owner, account = world.person(1000)
+        payee, other = world.person_elsewhere(account, apart=True)
+        rows = [transfer(account, other, amount) for amount in range(1, 26)]
+        position = owner.post("/v1/transfers/batch", {"transfers": rows}).headers["razao-position"]
+        for caller, mine, expected in (
+            (owner, account, [*range(25, 0, -1), 1000]),
+            (payee, other, [*range(25, 0, -1)]),
+        ):
+            found: list[int] = []
+            pages, cursor = 0, ""
+            while True:
+                path = f"/v1/accounts/{mine}/entries?limit={limit}{cursor}"
+                page = caller.get(path, razao_position=position).json()
+                found += [item["amount"] for item in page["items"]]
+                pages += 1
+                if page["next_cursor"] is None:
+                    break
+                cursor = f"&cursor={page['next_cursor']}"
+            assert found == expected
+            assert pages == -(-len(expected) // limit)
 
     def test_a_balance_at_a_past_instant_is_what_it_was(self, world: World) -> None:
         """Up to the end of that microsecond."""
