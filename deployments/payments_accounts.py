@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from datetime import timedelta
 from typing import Any, Final
 
 import msgspec
@@ -39,7 +40,7 @@ from deployments.payments_schema import (
     OwnerView,
     Raise,
 )
-from deployments.payments_transfers import KIND_NAMES, event_row, send
+from deployments.payments_transfers import KIND_NAMES, Done, event_row, send
 from deployments.problems import (
     FORBIDDEN,
     ID_CONFLICT,
@@ -60,6 +61,7 @@ from storage.registry import Owner, RegistrationConflict, account_id, slot
 
 _OPEN: Final = msgspec.json.Decoder(OpenRequest)
 _CHANGE: Final = msgspec.json.Decoder(ChangeRequest)
+_CHANGE_ROUTE: Final = "accounts/change"
 _NS: Final = 1_000_000_000
 _UNCHANGED: Final = -1
 _PAGE: Final = 100
@@ -132,8 +134,19 @@ async def change_account(call: Call) -> Answer:
         if error.problem is UNKNOWN_ACCOUNT:
             error.status = 404
         raise
-    answer = await _shown_account(call, account)
-    return answer._replace(headers=write_headers(done.positions, replayed=done.replayed))
+    body = await _change_answer(call, account, event, done)
+    return Answer(200, body, write_headers(done.positions, replayed=done.replayed))
+
+
+async def _change_answer(call: Call, account: int, event: Id, done: Done) -> bytes:
+    """The account after the change. It goes on changing, so under an Idempotency-Key the first answer is kept."""
+    if call.key() is None:
+        return (await _shown_account(call, account)).body
+    registry = call.services.registry
+    if done.replayed and (known := await registry.answer(event, done.at)) is not None:
+        return known
+    body = (await _shown_account(call, account)).body
+    return await registry.keep_answer(event, done.at, body, timedelta(seconds=call.services.answers_kept_s))
 
 
 async def _status_row(call: Call, account: int, status: str) -> tuple[Id, bytes]:
@@ -141,7 +154,7 @@ async def _status_row(call: Call, account: int, status: str) -> tuple[Id, bytes]
         await read_account_state(call, account)  # an account that there is not is told as such
         raise ProblemError(FORBIDDEN, "Only an operator may freeze an account or open it again", scope=OPERATE)
     kind = {"closed": Kind.CLOSE, "frozen": Kind.FREEZE, "open": Kind.UNFREEZE}[status]
-    event = call.event_id(f"{status}:{account}", UNSET, account)
+    event = call.event_id(_CHANGE_ROUTE, UNSET, account)
     return event, event_row(kind, event, call.actor, debit=account)
 
 
@@ -149,7 +162,7 @@ def _limits_row(call: Call, account: int, limits: LimitsRequest | UnsetType) -> 
     per_transfer, daily, night, window = _limit_columns(limits, absent=_UNCHANGED, no_window=_UNCHANGED)
     if (per_transfer, daily, night, window) == (_UNCHANGED,) * 4:
         raise malformed("limits", "Name at least one limit")
-    event = call.event_id(f"limits:{account}", UNSET, account)
+    event = call.event_id(_CHANGE_ROUTE, UNSET, account)
     row = event_row(
         Kind.SET_LIMITS, event, call.actor, debit=account, amount=per_transfer,
         ref=(daily, night), total=window, span=call.services.limit_raise_delay_s * _NS, check=(window + 1) << 1,

@@ -11,6 +11,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -38,6 +39,15 @@ CREATE TABLE IF NOT EXISTS people.owners (
 -- ns since 1970, by the ledger: the stamp of the event that opened the account; null until that is known here
 ALTER TABLE people.owners ADD COLUMN IF NOT EXISTS opened_at bigint;
 CREATE INDEX IF NOT EXISTS owners_sub ON people.owners (sub, account);
+-- What was answered to changes of accounts under an Idempotency-Key, for as long as the ledger remembers their ids.
+CREATE TABLE IF NOT EXISTS people.answers (
+    event uuid NOT NULL,
+    at_us bigint NOT NULL,              -- its stamp as a repeat is told it: a forgotten id may come again
+    body bytea NOT NULL,
+    made_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (event, at_us)
+);
+CREATE INDEX IF NOT EXISTS answers_made_at ON people.answers (made_at);
 CREATE TABLE IF NOT EXISTS people.settings (name text PRIMARY KEY, value bytea NOT NULL);
 """
 
@@ -160,6 +170,28 @@ class Registry:
             "SELECT * FROM people.owners WHERE sub = $1 AND account > $2 ORDER BY account LIMIT $3", sub, after, limit
         )
         return [_owner(row) for row in rows]
+
+    async def keep_answer(self, event_id: Id, at: int, body: bytes, life: timedelta) -> bytes:
+        """Keep what is answered to an event of stamp `at` (ns, told to the us); returns what was kept first.
+
+        What is older than `life` goes.
+        """
+        event = _uuid(event_id)
+        await self._pool.execute("DELETE FROM people.answers WHERE made_at < now() - $1::interval", life)
+        await self._pool.execute(
+            "INSERT INTO people.answers (event, at_us, body) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+            event,
+            at // 1000,
+            body,
+        )
+        return await self.answer(event_id, at) or body
+
+    async def answer(self, event_id: Id, at: int) -> bytes | None:
+        """What `keep_answer` has kept; None when nothing was."""
+        body = await self._pool.fetchval(
+            "SELECT body FROM people.answers WHERE event = $1 AND at_us = $2", _uuid(event_id), at // 1000
+        )
+        return None if body is None else bytes(body)
 
     async def keep(self, name: str, value: bytes) -> bytes:
         """Keep a setting of the ledger, such as the fingerprint of its secret; returns what was kept first.

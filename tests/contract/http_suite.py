@@ -341,6 +341,27 @@ class HttpSuite:
         owner, account = world.person()
         refused(owner.call("PATCH", f"/v1/accounts/{account}", body), 400, "malformed")
 
+    def test_a_change_under_a_key_is_answered_as_the_first_time(self, world: World) -> None:
+        """Whatever has become of the account since; and the key stands for that change alone."""
+        owner, account = world.person(1000)
+        path, limits = f"/v1/accounts/{account}", {"limits": {"daily": 500}}
+        first = owner.call("PATCH", path, limits, idempotency_key="k-1")
+        assert first.status_code == 200, first.text
+        frozen = world.bank.call("PATCH", path, {"status": "frozen"}, idempotency_key="k-1")
+        assert owner.call("PATCH", path, {"limits": {"daily": 300}}, idempotency_key="k-2").status_code == 200
+        assert world.bank.call("PATCH", path, {"status": "open"}).status_code == 200
+        world.fund(account, 7)
+        for caller, body, answer in ((owner, limits, first), (world.bank, {"status": "frozen"}, frozen)):
+            again = caller.call("PATCH", path, body, idempotency_key="k-1")
+            assert (again.status_code, again.content) == (200, answer.content)
+            assert "idempotency-replayed" not in answer.headers
+            assert again.headers["idempotency-replayed"] == "true"
+        now = owner.get(path).json()
+        assert (now["status"], now["limits"]["daily"], now["balance"]["posted"]) == ("open", 300, 1007)
+        refused(owner.call("PATCH", path, {"limits": {"daily": 501}}, idempotency_key="k-1"), 409, "id-conflict")
+        refused(owner.call("PATCH", path, {"status": "closed"}, idempotency_key="k-1"), 409, "id-conflict")
+        refused(world.bank.call("PATCH", path, {"status": "open"}, idempotency_key="k-1"), 409, "id-conflict")
+
     def test_a_cut_of_a_limit_holds_at_once_and_a_raise_waits(self, world: World) -> None:
         """Removing a limit is a raise."""
         owner, account = world.person(10_000, limits={"per_transfer": 500, "daily": 1000})

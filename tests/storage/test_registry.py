@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import asyncpg
 import pytest
@@ -91,6 +92,20 @@ async def test_the_first_instant_of_an_opening_is_kept_and_known_at_once(registr
         owner = await registry.owner(5000)
         assert owner is not None
         assert owner.opened_at == kept
+
+
+async def test_the_first_answer_is_kept_for_its_time(registry: Registry, pool: asyncpg.Pool[asyncpg.Record]) -> None:
+    event, day = ids.derive("a"), timedelta(days=1)
+    assert await registry.answer(event, 7_999) is None
+    assert await registry.keep_answer(event, 7_999, b"one", day) == b"one"
+    assert await registry.keep_answer(event, 7_999, b"two", day) == b"one"
+    assert await registry.answer(event, 7_000) == b"one"  # as a repeat is told
+    assert await registry.keep_answer(event, 8_000, b"three", day) == b"three"  # the id came again
+    assert await registry.answer(event, 7_999) == b"one"
+    await pool.execute("UPDATE people.answers SET made_at = now() - interval '25 hours' WHERE at_us = 7")
+    await registry.keep_answer(ids.derive("b"), 9, b"four", day)
+    assert await registry.answer(event, 7_999) is None
+    assert await registry.answer(event, 8_999) == b"three"
 
 
 async def test_owner_is_cached_and_the_cache_is_bounded(pool: asyncpg.Pool[asyncpg.Record]) -> None:
