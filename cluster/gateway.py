@@ -267,7 +267,8 @@ def _answer(problem: Problem, detail: str, *, request_id: str = "%ID") -> str:
     document = {"type": problem.type, "title": problem.title, "status": problem.status, "detail": detail}
     text = json.dumps(document).replace("'", "\\u0027").replace("%", "%%")
     retry = f"hdr Retry-After {problem.retry_after_s} " if problem.retry_after_s else ""
-    return f'{retry}content-type {MEDIA_TYPE} lf-string \'{text[:-1]}, "request_id": "{request_id}"}}\''
+    headers = f"{retry}hdr Cache-Control no-store content-type {MEDIA_TYPE}"
+    return f'{headers} lf-string \'{text[:-1]}, "request_id": "{request_id}"}}\''
 
 
 def _route(application: Application) -> str:

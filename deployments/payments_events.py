@@ -41,7 +41,6 @@ _CATCH_UP_S: Final = 1.0
 _RETRY_MS: Final = 1000
 _HEADERS: Final = [
     (b"content-type", b"text/event-stream"),
-    (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),  # for gateways that would collect before they pass on
 ]
 _HEARTBEAT: Final = b": nothing new\n\n"

@@ -33,7 +33,6 @@ UNKNOWN_ADDRESS: Final = "unknown"
 # What has the form of a CPF or CNPJ is none: the number is written into logs and records.
 _CORRELATION: Final = re.compile(rb"(?![0-9]{9}-?[0-9]{2}\Z)(?![0-9A-Za-z]{12}-?[0-9]{2}\Z)[A-Za-z0-9-]{1,64}")
 JSON: Final[Header] = (b"content-type", b"application/json")
-NO_STORE: Final[Header] = (b"cache-control", b"no-store")
 
 
 class Answer(NamedTuple):
@@ -213,8 +212,3 @@ def _is(value: bytes, media_type: str) -> bool:
 def json_answer(status: int, value: object, headers: list[Header] | None = None) -> Answer:
     """A cold answer."""
     return Answer(status, msgspec.json.encode(value), [JSON] if headers is None else headers)
-
-
-def private_answer(status: int, value: object) -> Answer:
-    """A cold answer that nothing on its way may keep."""
-    return json_answer(status, value, [JSON, NO_STORE])

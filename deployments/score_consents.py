@@ -10,7 +10,7 @@ import msgspec
 
 from deployments.json_body import text
 from deployments.problems import TOO_MANY_CONSENTS, UNKNOWN_CONSENT, ProblemError
-from deployments.request import NO_STORE, Answer, private_answer
+from deployments.request import Answer, json_answer
 from deployments.score_call import CHANGED, SEEN, SELF, About, Call
 from deployments.score_schema import ConsentAnswer, ConsentList, ConsentRequest
 from storage.consents import Consent, TooManyConsents
@@ -39,7 +39,7 @@ async def give(call: Call) -> Answer:
         kept = await call.services.consents.give(about.person, consent)
     except TooManyConsents:
         raise ProblemError(TOO_MANY_CONSENTS, "End one of your live consents first") from None
-    return private_answer(201, _answer(kept))
+    return json_answer(201, _answer(kept))
 
 
 async def list_all(call: Call) -> Answer:
@@ -47,7 +47,7 @@ async def list_all(call: Call) -> Answer:
     about = await call.enter("consent", SELF)
     known = await call.services.consents.of(about.person)
     await call.record(about, "consent", SEEN)
-    return private_answer(200, ConsentList([_answer(one) for one in known]))
+    return json_answer(200, ConsentList([_answer(one) for one in known]))
 
 
 async def end(call: Call) -> Answer:
@@ -57,7 +57,7 @@ async def end(call: Call) -> Answer:
     ended = await call.services.consents.end(about.person, call.path["id"], call.services.clock())
     if ended is None:
         raise ProblemError(UNKNOWN_CONSENT, "You have given no consent with this id")
-    return Answer(204, b"", [NO_STORE])
+    return Answer(204, b"", [])
 
 
 def _new_id(call: Call, about: About) -> str:

@@ -69,7 +69,7 @@ async def extract(call: Call) -> Chunks:
     await call.record(EVERYBODY, "extract", ANSWERED)
     arrow = ARROW in call.headers.get(b"accept", b"").decode("latin-1").lower()
     chunks = _arrow if arrow else _ndjson
-    headers = [(b"content-type", (ARROW if arrow else NDJSON).encode()), (b"cache-control", b"no-store")]
+    headers = [(b"content-type", (ARROW if arrow else NDJSON).encode())]
     return Chunks(200, chunks(_batches(call, rows, after, limit)), headers)
 
 

@@ -11,7 +11,7 @@ from msgspec import UNSET
 
 from deployments.json_body import text
 from deployments.problems import NO_CONSENT, UNKNOWN_PERSON, ProblemError, malformed
-from deployments.request import PURPOSE, Answer, json_answer, page_of, private_answer
+from deployments.request import PURPOSE, Answer, json_answer, page_of
 from deployments.score_call import ABSENT, ANSWERED, CHANGED, PROFILE, READ, REFUSED, SEEN, SELF, WRITE, About, Call
 from deployments.score_schema import (
     LINE_MAX,
@@ -94,7 +94,7 @@ async def get_score(call: Call) -> Answer:
         computed_at=rfc3339(made.at),
         updated_at=rfc3339(profile.updated_at),
     )
-    return private_answer(200, answer)
+    return json_answer(200, answer)
 
 
 async def get_last_query(call: Call) -> Answer:
@@ -103,9 +103,9 @@ async def get_last_query(call: Call) -> Answer:
     found = await call.services.accesses.queries(about.person, limit=1)
     await call.record(about, "last-query", SEEN)
     if not found:
-        return private_answer(200, LastQuery(None, None, None))
+        return json_answer(200, LastQuery(None, None, None))
     _, last = found[0]
-    return private_answer(200, LastQuery(rfc3339(last.at), last.address, last.user))
+    return json_answer(200, LastQuery(rfc3339(last.at), last.address, last.user))
 
 
 async def get_accesses(call: Call) -> Answer:
@@ -119,7 +119,7 @@ async def get_accesses(call: Call) -> Answer:
     since = call.services.clock() - SEEN_DAYS * _DAY_NS
     items, last = page_of([(cursor, one) for cursor, one in found if one.at >= since], limit)
     following = None if last is None else last[0].hex()
-    return private_answer(200, Accesses([_access(one) for _, one in items], following))
+    return json_answer(200, Accesses([_access(one) for _, one in items], following))
 
 
 async def get_model(_: Call) -> Answer:
@@ -188,7 +188,7 @@ def _day(given: str, field: str, earliest: date, latest: date) -> date:
 
 def _profile_answer(fields: dict[str, Any], updated_at: int) -> Answer:
     answer = msgspec.convert({**fields, "updated_at": rfc3339(updated_at)}, ProfileAnswer)
-    return private_answer(200, answer)
+    return json_answer(200, answer)
 
 
 def _access(one: Access) -> AccessAnswer:

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope
 
 from deployments import vault_rules as rules
 from deployments.problems import FORBIDDEN, ProblemError, malformed
-from deployments.request import NO_STORE, PURPOSE, Answer, Request
+from deployments.request import PURPOSE, Answer, Request
 from deployments.vault_services import Services
 from storage.vault import Asked, Subject
 
@@ -108,7 +108,7 @@ class Call(Request):
 
 def done() -> Answer:
     """204."""
-    return Answer(204, b"", [NO_STORE])
+    return Answer(204, b"", [])
 
 
 def _who(scope: str) -> str:

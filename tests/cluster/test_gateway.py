@@ -342,6 +342,21 @@ def test_https_serves_the_same_with_a_certificate_that_verifies(site: Site, name
     assert answer.seen["razao-client-scheme"] == "https"
 
 
+def test_answers_over_https_and_those_alone_say_that_nothing_else_is_to_be_used(site: Site) -> None:
+    """A replica's and the gateway's own (RFC 6797, 7.2)."""
+    for method in ("GET", "BREW"):
+        request = f"{method} /x HTTP/1.1\r\nHost: razao\r\n\r\n".encode()
+        with _tls(site, _trusting(site)) as connection:
+            connection.sendall(request)
+            assert read(connection).headers["strict-transport-security"] == "max-age=31536000"
+        with socket.create_connection(("127.0.0.1", site.http_port), timeout=PATIENCE_S) as connection:
+            connection.sendall(request)
+            answer = read(connection)
+        assert "strict-transport-security" not in answer.headers
+        if method == "BREW":
+            assert answer.headers["cache-control"] == "no-store"
+
+
 def test_https_takes_tls_1_2_and_nothing_older(site: Site) -> None:
     context = _trusting(site)
     context.maximum_version = ssl.TLSVersion.TLSv1_2

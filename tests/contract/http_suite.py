@@ -59,7 +59,10 @@ class Caller:
     def call(self, method: str, path: str, body: Any = None, **headers: str) -> httpx.Response:
         """One request; `body` is sent as JSON."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return self.http.request(method, path, json=body, headers={**self.headers, **named})
+        answer = self.http.request(method, path, json=body, headers={**self.headers, **named})
+        if path.startswith("/v1/"):
+            assert answer.headers["cache-control"] == "no-store", path
+        return answer
 
     def get(self, path: str, **headers: str) -> httpx.Response:
         """GET."""
@@ -1439,7 +1442,7 @@ class HttpSuite:
             if answer.status_code in {400, 431}:  # a gateway may bound headers first
                 continue
             refused(answer, 401, "unauthenticated")
-            assert answer.headers["www-authenticate"].startswith("Bearer")
+            assert answer.headers["www-authenticate"].startswith('Bearer realm="payments"')
 
     def test_each_call_needs_its_scope(self, world: World) -> None:
         """403 without it, and the answer names it."""
