@@ -13,6 +13,7 @@ from msgspec import UNSET, UnsetType
 
 from actors.shard_client import ShardUnavailable
 from deployments.json_body import text
+from deployments.names import read_name
 from deployments.payments_call import (
     OPERATE,
     OPERATOR,
@@ -82,7 +83,7 @@ async def open_account(call: Call) -> Answer:
     sub = caller if request.owner.sub is UNSET else text(request.owner.sub, "owner.sub", 255)
     if sub != caller and call.actor != OPERATOR:
         raise ProblemError(FORBIDDEN, "Only an operator may open accounts for somebody else", field="owner.sub")
-    name = text(request.owner.name.strip(), "owner.name", NAME_MAX)
+    name = read_name(request.owner.name, "owner.name", NAME_MAX)
     tax_id = read_tax_id(request.owner.tax_id, "owner.tax_id", repeated=services.repeated_tax_ids)
     columns = _limit_columns(request.limits, absent=NO_LIMIT, no_window=DEFAULT_WINDOW)
     named = call.event_id("accounts", request.id, None)

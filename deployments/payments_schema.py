@@ -189,7 +189,14 @@ class OwnerRequest(Body):
     """Whose account it will be."""
 
     tax_id: Annotated[str, Meta(description="CPF or CNPJ.", examples=["12345678909"])]
-    name: Annotated[str, Meta(description=f"1 to {NAME_MAX} characters.", examples=["Maria da Silva"])]
+    name: Annotated[
+        str,
+        Meta(
+            description=f"1 to {NAME_MAX} characters, none that cannot be seen or turns the direction of writing "
+            "round; kept in NFC.",
+            examples=["Maria da Silva"],
+        ),
+    ]
     sub: Annotated[str, Meta(description="Subject of the owner's tokens; the caller's when left out.")] | UnsetType = (
         UNSET
     )

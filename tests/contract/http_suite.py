@@ -164,6 +164,18 @@ class HttpSuite:
 
     # -- accounts -----------------------------------------------------------------------------------------------------
 
+    def test_an_owners_name_is_what_it_looks_like(self, world: World) -> None:
+        """In one form, and without what cannot be seen."""
+        caller = world.caller()
+        body = {"owner": {"tax_id": TAX_IDS[0], "name": "Joa\u0303o"}, "id": new_id()}
+        opened = caller.post("/v1/accounts", body).json()
+        assert opened["owner"]["name"] == "João"
+        again = caller.post("/v1/accounts", {**body, "owner": {"tax_id": TAX_IDS[0], "name": "João"}})
+        assert again.json() == opened
+        for name in ("Maria\u202eavliS", "Mari\u200ba", "\u3164", "Maria\u2066Silva"):
+            answer = caller.post("/v1/accounts", {"owner": {"tax_id": TAX_IDS[0], "name": name}})
+            assert refused(answer, 400, "malformed")["field"] == "owner.name"
+
     def test_a_new_account_is_open_and_empty(self, world: World) -> None:
         """With the owner's name, a masked tax id, and the limits given."""
         caller = world.caller()
