@@ -39,6 +39,7 @@ from deployments.problems import MEDIA_TYPE, Problem
 
 _log = logging.getLogger(__name__)
 
+_METHODS: Final = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _BUFFER_BYTES: Final = 64 * 1024
 """HAProxy's buffer: a request that fits (less its header and 2 KiB) is complete before a replica sees it. Lost with its
 replica, it is sent again if it is a read, and told to be `unsure` if not."""
@@ -175,6 +176,9 @@ def render(config: GatewayConfig) -> str:
         quota_answers=_QUOTA_ANSWERS,
         too_many=_answer(problems.OVERLOADED, "Too many requests came from this address."),
         malformed=_answer(problems.MALFORMED, "The method, the target, the version or the host is not acceptable."),
+        method_not_allowed=f'hdr Allow "{_METHODS}" '
+        + _answer(problems.METHOD_NOT_ALLOWED, "TRACE is not taken here."),
+        target_too_long=_answer(problems.TARGET_TOO_LONG, f"A target may have {config.target_bytes_max} bytes."),
         headers_too_large=_answer(problems.HEADERS_TOO_LARGE, f"Headers may have {header_bytes} bytes."),
         body_too_large=_answer(problems.TOO_LARGE, f"A body may have {body_bytes} bytes."),
         chunks_too_large=_answer(
@@ -267,7 +271,8 @@ def _answer(problem: Problem, detail: str, *, request_id: str = "%ID") -> str:
     document = {"type": problem.type, "title": problem.title, "status": problem.status, "detail": detail}
     text = json.dumps(document).replace("'", "\\u0027").replace("%", "%%")
     retry = f"hdr Retry-After {problem.retry_after_s} " if problem.retry_after_s else ""
-    return f'{retry}content-type {MEDIA_TYPE} lf-string \'{text[:-1]}, "request_id": "{request_id}"}}\''
+    headers = f"{retry}hdr Cache-Control no-store content-type {MEDIA_TYPE}"
+    return f'{headers} lf-string \'{text[:-1]}, "request_id": "{request_id}"}}\''
 
 
 def _route(application: Application) -> str:

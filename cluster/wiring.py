@@ -100,6 +100,7 @@ async def payments_application(config: dict[str, Any]) -> Application:
         gateway_secret=plan.secrets.gateway_secret,
         deadline_s=settings.deadline_s,
         limit_raise_delay_s=settings.limit_raise_delay_s,
+        answers_kept_s=plan.windows.id_window_ns // 10**9,
         hold_default_s=settings.hold_default_s,
         hold_max_s=settings.hold_max_s,
         repeated_tax_ids=settings.repeated_tax_ids,

@@ -29,6 +29,7 @@ from deployments.problems import (
     ProblemError,
     malformed,
 )
+from deployments.request import Header
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ _ONCE: Final = (
     b"x-correlation-id",
     b"x-request-id",
 )
+_NO_STORE: Final[Header] = (b"cache-control", b"no-store")
 _PROBLEM_TYPE: Final = (b"content-type", MEDIA_TYPE.encode())
 
 
@@ -59,7 +61,8 @@ class Edge:
 
     Scope keys that it sets: `razao.headers` (dict of lower-case names), `razao.request_id`, `razao.deadline`
     (time.monotonic seconds). Scope keys that it heeds: `razao.event`, into which the application writes the id of what
-    it is about to send on, and `razao.outcome`, the ProblemError that is what became of that.
+    it is about to send on, `razao.outcome`, the ProblemError that is what became of that, and `razao.realm`, what its
+    challenges are for.
     """
 
     def __init__(
@@ -95,10 +98,10 @@ class Edge:
         pairs = scope["headers"]
         headers: dict[bytes, bytes] = dict(pairs)
         request_id = number(headers)
-        reply = _Reply(send, request_id)
         CURRENT.set(scope)
         scope["razao.headers"] = headers
         scope["razao.request_id"] = request_id.decode()
+        reply = _Reply(send, scope)
         scope["razao.deadline"] = deadline = time.monotonic() + self._deadline_s
         await self._watched(scope, reply, self._bounded(scope, receive, reply, deadline))
 
@@ -108,7 +111,7 @@ class Edge:
         `scope` has what `__call__` puts there, and the request's method and path.
         """
         CURRENT.set(scope)
-        reply = _Reply(send, scope["razao.request_id"].encode())
+        reply = _Reply(send, scope)
 
         async def refused() -> None:
             try:
@@ -159,6 +162,25 @@ def number(headers: dict[bytes, bytes]) -> bytes:
         return given
     headers.pop(b"x-request-id", None)
     return os.urandom(16).hex().encode()
+
+
+def finish(headers: list[Header], scope: Scope) -> None:
+    """Add to an answer's headers what every answer has.
+
+    That is its request's number; the realm of a challenge (RFC 9110, 11.5); and that nobody may store it, unless it
+    says itself who may: nearly all are about a person or their money.
+    """
+    storable = False
+    for place, (name, value) in enumerate(headers):
+        if name == b"cache-control":
+            storable = True
+        elif name == b"www-authenticate" and b"realm=" not in value:
+            scheme, _, rest = value.partition(b" ")
+            realm = scheme + b' realm="%s"' % scope.get("razao.realm", "razao").encode()
+            headers[place] = (name, realm + b", " + rest if rest else realm)
+    if not storable:
+        headers.append(_NO_STORE)
+    headers.append((b"x-request-id", scope["razao.request_id"].encode()))
 
 
 class _Watch:
@@ -234,13 +256,13 @@ class _Body:
 
 
 class _Reply:
-    """`send` that numbers the answer and knows whether it has begun."""
+    """`send` that finishes the answer's headers and knows whether it has begun."""
 
-    __slots__ = ("_request_id", "_send", "begun", "refusal", "status")
+    __slots__ = ("_scope", "_send", "begun", "refusal", "status")
 
-    def __init__(self, send: Send, request_id: bytes) -> None:
+    def __init__(self, send: Send, scope: Scope) -> None:
         self._send = send
-        self._request_id = request_id
+        self._scope = scope
         self.begun = False
         self.status = 0  # nothing was answered
         self.refusal = ""
@@ -249,18 +271,18 @@ class _Reply:
         if message["type"] == "http.response.start":
             self.begun = True
             self.status = message["status"]
-            message["headers"].append((b"x-request-id", self._request_id))
+            finish(message["headers"], self._scope)
         await self._send(message)
 
     async def problem(self, error: ProblemError) -> None:
         """Answer with a problem, unless an answer has begun already."""
         if self.begun:
-            log.error("an answer broke off: %s (request %s)", error, self._request_id.decode())
+            log.error("an answer broke off: %s (request %s)", error, self._scope["razao.request_id"])
             raise error
         self.refusal = error.problem.name
-        body = error.body(self._request_id.decode())
+        body = error.body(self._scope["razao.request_id"])
         headers = [(name.encode(), value.encode("latin-1", "replace")) for name, value in error.headers.items()]
-        headers += [_PROBLEM_TYPE, (b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store")]
+        headers += [_PROBLEM_TYPE, (b"content-length", b"%d" % len(body))]
         await self({"type": "http.response.start", "status": error.status, "headers": headers})
         await self({"type": "http.response.body", "body": body})
 

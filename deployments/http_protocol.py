@@ -1,26 +1,30 @@
 """How a connection is read and written: uvicorn's protocol with what ours needs besides.
 
-Heads are bounded, nonsense is answered with a problem, head and body of an answer leave in one write, and a request
-that has come whole may take an express route (`deployments/express.py`) instead of ASGI.
+Heads are bounded, nonsense is answered with a problem, head and body of an answer leave in one write, clients of
+HTTP/1.0 get no chunks, and a request that has come whole may take an express route (`deployments/express.py`) instead
+of ASGI.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
+from starlette.types import Message, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from deployments.express import Route, Routes
-from deployments.problems import MALFORMED, MEDIA_TYPE, ProblemError
+from deployments.problems import HEADERS_TOO_LARGE, MALFORMED, MEDIA_TYPE, TARGET_TOO_LONG, ProblemError
 from deployments.request import Header
 
 _log = logging.getLogger(__name__)
 
 HEAD_BYTES_MAX: Final = 64 * 1024
+TARGET_BYTES_MAX: Final = 8 * 1024
 _TEXT: Final = bytes({*b"\t\r\n", *range(0x20, 0x100)} - {0x7F})
 _CLOSE: Final = b"connection: close\r\n\r\n"
 
@@ -83,7 +87,8 @@ class HttpProtocol(HttpToolsProtocol):
     def __init__(self, *, shared: Shared, **own: Any) -> None:
         super().__init__(**own)
         self._shared = shared
-        self._head_bytes = 0
+        self._head_bytes = 0  # of the head at hand, at most: what came with its end may be a body
+        self._refusal: ProblemError | None = None
         self._in_head = False
         self._held: Route | None = None  # what the request at hand is offered when it is whole
         self._body = b""
@@ -94,12 +99,13 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_made(OneWrite(transport, self.loop))  # type: ignore[arg-type]
 
     def data_received(self, data: bytes) -> None:
+        self._head_bytes = self._head_bytes + len(data) if self._in_head else len(data)
         super().data_received(data)
         if self._held is not None:
             self._go_the_ordinary_way()  # the rest of the body is still to come
-        self._head_bytes = self._head_bytes + len(data) if self._in_head else 0
-        if self._head_bytes > HEAD_BYTES_MAX and not self.transport.is_closing():
-            self.send_400_response(f"The request's head has more than {HEAD_BYTES_MAX} bytes.")
+        if self._in_head and self._head_bytes > HEAD_BYTES_MAX and not self.transport.is_closing():
+            self._refusal = _too_long(self.url)
+            self.send_400_response("")
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -111,9 +117,10 @@ class HttpProtocol(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self.transport.close()  # an answer here would be taken for the one in progress
             return
-        body = ProblemError(MALFORMED, msg).body("")
-        head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n"
-        self.transport.write(f"{head}connection: close\r\n\r\n".encode() + body)
+        problem = self._refusal or ProblemError(MALFORMED, msg)
+        body = problem.body("")
+        head = f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\ncache-control: no-store\r\n"
+        self.transport.write(STATUS_LINE[problem.status] + head.encode() + _CLOSE + body)
         self.transport.close()
 
     # What the parser says.
@@ -129,6 +136,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        if len(self.url) > TARGET_BYTES_MAX or (self._head_bytes > HEAD_BYTES_MAX and self._has_too_large_a_head()):
+            self._refusal = _too_long(self.url)
+            raise self._refusal  # the parser ends with it, and asks for the answer
         routes = self._shared.routes
         if not routes:
             super().on_headers_complete()
@@ -166,6 +176,9 @@ class HttpProtocol(HttpToolsProtocol):
             self._go_the_ordinary_way()
             super().on_message_complete()
         self._body = b""
+
+    def _has_too_large_a_head(self) -> bool:
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES_MAX
 
     def _free(self) -> bool:
         """Whether nothing is in progress on this connection, and what was answered before has been read."""
@@ -227,6 +240,13 @@ class HttpProtocol(HttpToolsProtocol):
             self.timeout_keep_alive_handler()
 
 
+def _too_long(target: bytes) -> ProblemError:
+    """What is wrong with a head that has too many bytes."""
+    if len(target) > TARGET_BYTES_MAX:
+        return ProblemError(TARGET_TOO_LONG, f"The target has more than {TARGET_BYTES_MAX} bytes")
+    return ProblemError(HEADERS_TOO_LARGE, f"The request's head has more than {HEAD_BYTES_MAX} bytes")
+
+
 def _head(status: int, headers: Iterable[Header], *, keep_alive: bool) -> bytes:
     lines = [STATUS_LINE[status]]
     for name, value in headers:
@@ -276,6 +296,27 @@ class _Exchange:
     def _end(self, status: int) -> None:
         self._protocol = None  # which holds this: a closed connection must not wait for the garbage collector
         self.on_answer(status)
+
+
+def until_closed(send: Send) -> Send:
+    """uvicorn's `send` for an HTTP/1.0 client, who knows no chunks (RFC 9112, 7.1).
+
+    An answer of unknown length ends with the connection.
+    """
+    cycle: Any = send.__self__  # type: ignore[attr-defined] # uvicorn's, which keeps no such connection alive
+    unknown = False
+
+    async def plain(message: Message) -> None:
+        nonlocal unknown
+        if message["type"] == "http.response.start":
+            unknown = all(name != b"content-length" for name, _ in message["headers"])
+            if unknown:
+                cycle.chunked_encoding, cycle.expected_content_length = False, math.inf
+        elif unknown and not message.get("more_body", False):
+            cycle.expected_content_length = len(message.get("body", b""))
+        await send(message)
+
+    return plain
 
 
 def _nothing(_: int) -> None:

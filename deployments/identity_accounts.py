@@ -41,6 +41,7 @@ from deployments.identity_schema import (
     Tokens,
 )
 from deployments.json_body import text
+from deployments.names import read_name, refuse_confusable
 from deployments.problems import (
     FORBIDDEN,
     TOO_MANY_KEYS,
@@ -78,6 +79,7 @@ def read_username(given: str, field: str = "username") -> str:
     username = canonical_username(given)
     if not _USERNAME.fullmatch(username):
         raise malformed(field, "A username has letters, digits, and . _ - @ + between them")
+    refuse_confusable(username, field)
     return username
 
 
@@ -86,7 +88,7 @@ async def register(call: Call) -> Answer:
     services = call.services
     request = await call.json(_REGISTER)
     username = read_username(request.username)
-    name = text(request.name.strip(), "name", NAME_MAX)
+    name = read_name(request.name, "name", NAME_MAX)
     tax_id = read_tax_id(request.tax_id, "tax_id", repeated=services.repeated_tax_ids)
     password = check_password(request.password, username=username, name=name, length_min=services.password_length_min)
     pace = services.pace
@@ -201,7 +203,6 @@ def _scopes(asked: list[str], user: User) -> list[str]:
 
 async def list_keys(call: Call) -> Answer:
     """GET /auth/access-keys."""
-    call.query()
     user = await _person(call)
     keys = await call.services.clients.keys_of(user.sub)
     return json_answer(200, AccessKeys([_shown(key) for key in keys], None), list(NO_STORE))

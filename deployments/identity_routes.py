@@ -97,25 +97,25 @@ def api_operations() -> tuple[Operation, ...]:
         Operation(
             "GET", "/oauth/authorize", "authorize", "Ask a person for access (RFC 6749, 4.1)",
             "For browsers: log in, consent, and back to the redirect URI with a code. PKCE with S256 is needed.",
-            authorize.authorize, status=200, media_types=_HTML, problems=(MALFORMED,),
+            authorize.authorize, status=200, media_types=_HTML, problems=(MALFORMED,), reads_query=True,
         ),
         Operation(
             "POST", "/oauth/authorize", "decide", "The forms of that page", "", authorize.decide, media_types=_HTML,
-            problems=(*_FORM_PROBLEMS, FORBIDDEN, TOO_MANY_ATTEMPTS),
+            problems=(*_FORM_PROBLEMS, FORBIDDEN, TOO_MANY_ATTEMPTS), reads_query=True,
         ),
         Operation(
             "POST", "/oauth/token", "token", "Get tokens (RFC 6749, 3.2)",
             "`authorization_code`, `refresh_token`, `client_credentials`." + _FORM_IN, tokens.token,
-            problems=_FORM_PROBLEMS,
+            problems=_FORM_PROBLEMS, reads_query=True,
         ),
         Operation(
             "POST", "/oauth/revoke", "revoke", "Revoke a token (RFC 7009)", "Of a refresh token the whole login ends."
-            + _FORM_IN, tokens.revoke, problems=_FORM_PROBLEMS,
+            + _FORM_IN, tokens.revoke, problems=_FORM_PROBLEMS, reads_query=True,
         ),
         Operation(
             "POST", "/oauth/introspect", "introspect", "Ask what a token is worth (RFC 7662)",
             "A client's own tokens, or any with `identity:introspect`." + _FORM_IN, tokens.introspect,
-            problems=_FORM_PROBLEMS,
+            problems=_FORM_PROBLEMS, reads_query=True,
         ),
         Operation("GET", "/oauth/jwks", "jwks", "The keys that tokens are signed with (RFC 7517)", "",
                   discovery.get_keys),

@@ -28,7 +28,7 @@ import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.express import Routes
-from deployments.http_protocol import HttpProtocol, Shared
+from deployments.http_protocol import HttpProtocol, Shared, until_closed
 
 _log = logging.getLogger(__name__)
 
@@ -206,6 +206,8 @@ class Listener:
         if self._root_path:
             scope["root_path"] = self._root_path
         scope["razao.draining"] = self._shared.draining
+        if scope["http_version"] == "1.0":
+            send = until_closed(send)
         return self._app(scope, receive, _closing(send) if self._shared.draining.is_set() else send)
 
 

@@ -68,12 +68,18 @@ class Operation:
     problems: tuple[Problem, ...] = ()
     response_headers: tuple[tuple[str, str], ...] = ()
     media_types: tuple[str, ...] = ("application/json",)
+    reads_query: bool = False  # by itself: OAuth has rules of its own for it (RFC 6749, 3.1 and 3.2)
+
+    @property
+    def query_names(self) -> list[str]:
+        """The parameters that its query may have, each once."""
+        return [parameter.name for parameter in self.parameters if parameter.where == "query"]
 
     def all_problems(self) -> list[Problem]:
         """Its own problems and those that any call of its sort can end with."""
-        shared = [OVERLOADED, TIMEOUT, UNAVAILABLE, INTERNAL_ERROR]
+        shared = [MALFORMED, OVERLOADED, TIMEOUT, UNAVAILABLE, INTERNAL_ERROR]
         if self.scope is not None:
-            shared += [UNAUTHENTICATED, FORBIDDEN, MALFORMED]
+            shared += [UNAUTHENTICATED, FORBIDDEN]
         if self.request is not None:
             shared += [TOO_LARGE, UNSUPPORTED_MEDIA_TYPE]
         return [*self.problems, *(problem for problem in shared if problem not in self.problems)]

@@ -100,8 +100,7 @@ class Payments:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        operation, path = self._routes.find(scope["method"], scope["path"])
-        scope["razao.operation"] = operation
+        operation, path = self._routes.enter(scope)
         answer: Answer | EventStream = await operation.handler(Call(self._services, scope, receive, path))
         if isinstance(answer, EventStream):
             await answer.answer(receive, send, head=scope["method"] == "HEAD")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from datetime import timedelta
 from typing import Any, Final
 
 import msgspec
@@ -12,6 +13,7 @@ from msgspec import UNSET, UnsetType
 
 from actors.shard_client import ShardUnavailable
 from deployments.json_body import text
+from deployments.names import read_name
 from deployments.payments_call import (
     OPERATE,
     OPERATOR,
@@ -39,17 +41,18 @@ from deployments.payments_schema import (
     OwnerView,
     Raise,
 )
-from deployments.payments_transfers import KIND_NAMES, event_row, send
+from deployments.payments_transfers import KIND_NAMES, Done, event_row, send
 from deployments.problems import (
     FORBIDDEN,
     ID_CONFLICT,
     INVALID_LIMIT,
+    NOT_CAUGHT_UP,
     UNAVAILABLE,
     UNKNOWN_ACCOUNT,
     ProblemError,
     malformed,
 )
-from deployments.request import JSON, Answer, Header, json_answer
+from deployments.request import JSON, Answer, Header, json_answer, page_of
 from deployments.tax_id import read_tax_id
 from storage import ids
 from storage.events import NO_LIMIT, SLOTS, AccountStatus, Code, Kind
@@ -59,11 +62,11 @@ from storage.registry import Owner, RegistrationConflict, account_id, slot
 
 _OPEN: Final = msgspec.json.Decoder(OpenRequest)
 _CHANGE: Final = msgspec.json.Decoder(ChangeRequest)
+_CHANGE_ROUTE: Final = "accounts/change"
 _NS: Final = 1_000_000_000
 _UNCHANGED: Final = -1
 _PAGE: Final = 100
 _PAGE_MAX: Final = 1000
-_CLOCK_SKEW_NS: Final = 5 * 60 * _NS
 _TIME_OF_DAY: Final = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])", re.ASCII)
 DEFAULT_WINDOW: Final = 20 * 60 << 16 | 6 * 60
 STATUS_NAMES: Final = {AccountStatus.OPEN: "open", AccountStatus.FROZEN: "frozen", AccountStatus.CLOSED: "closed"}
@@ -80,7 +83,7 @@ async def open_account(call: Call) -> Answer:
     sub = caller if request.owner.sub is UNSET else text(request.owner.sub, "owner.sub", 255)
     if sub != caller and call.actor != OPERATOR:
         raise ProblemError(FORBIDDEN, "Only an operator may open accounts for somebody else", field="owner.sub")
-    name = text(request.owner.name.strip(), "owner.name", NAME_MAX)
+    name = read_name(request.owner.name, "owner.name", NAME_MAX)
     tax_id = read_tax_id(request.owner.tax_id, "owner.tax_id", repeated=services.repeated_tax_ids)
     columns = _limit_columns(request.limits, absent=NO_LIMIT, no_window=DEFAULT_WINDOW)
     named = call.event_id("accounts", request.id, None)
@@ -97,8 +100,9 @@ async def open_account(call: Call) -> Answer:
         ref=(daily, night), total=window, check=window,
     )  # fmt: skip
     done = await send(call, row, None, named, "account", "account")
+    await services.registry.opened(account, done.at)
     limits = Limits(_shown(per_transfer), _shown(daily), _shown(night), _window_view(window), [])
-    view = _account_view(account, AccountStatus.OPEN, Balance(0, 0, 0), limits, owner)
+    view = _account_view(account, AccountStatus.OPEN, Balance(0, 0, 0), limits, owner, done.at)
     headers = write_headers(done.positions, replayed=done.replayed)
     headers.append((b"location", f"/v1/accounts/{account}".encode()))
     return json_answer(201, view, headers)
@@ -131,8 +135,19 @@ async def change_account(call: Call) -> Answer:
         if error.problem is UNKNOWN_ACCOUNT:
             error.status = 404
         raise
-    answer = await _shown_account(call, account)
-    return answer._replace(headers=write_headers(done.positions, replayed=done.replayed))
+    body = await _change_answer(call, account, event, done)
+    return Answer(200, body, write_headers(done.positions, replayed=done.replayed))
+
+
+async def _change_answer(call: Call, account: int, event: Id, done: Done) -> bytes:
+    """The account after the change. It goes on changing, so under an Idempotency-Key the first answer is kept."""
+    if call.key() is None:
+        return (await _shown_account(call, account)).body
+    registry = call.services.registry
+    if done.replayed and (known := await registry.answer(event, done.at)) is not None:
+        return known
+    body = (await _shown_account(call, account)).body
+    return await registry.keep_answer(event, done.at, body, timedelta(seconds=call.services.answers_kept_s))
 
 
 async def _status_row(call: Call, account: int, status: str) -> tuple[Id, bytes]:
@@ -140,7 +155,7 @@ async def _status_row(call: Call, account: int, status: str) -> tuple[Id, bytes]
         await read_account_state(call, account)  # an account that there is not is told as such
         raise ProblemError(FORBIDDEN, "Only an operator may freeze an account or open it again", scope=OPERATE)
     kind = {"closed": Kind.CLOSE, "frozen": Kind.FREEZE, "open": Kind.UNFREEZE}[status]
-    event = call.event_id(f"{status}:{account}", UNSET, account)
+    event = call.event_id(_CHANGE_ROUTE, UNSET, account)
     return event, event_row(kind, event, call.actor, debit=account)
 
 
@@ -148,7 +163,7 @@ def _limits_row(call: Call, account: int, limits: LimitsRequest | UnsetType) -> 
     per_transfer, daily, night, window = _limit_columns(limits, absent=_UNCHANGED, no_window=_UNCHANGED)
     if (per_transfer, daily, night, window) == (_UNCHANGED,) * 4:
         raise malformed("limits", "Name at least one limit")
-    event = call.event_id(f"limits:{account}", UNSET, account)
+    event = call.event_id(_CHANGE_ROUTE, UNSET, account)
     row = event_row(
         Kind.SET_LIMITS, event, call.actor, debit=account, amount=per_transfer,
         ref=(daily, night), total=window, span=call.services.limit_raise_delay_s * _NS, check=(window + 1) << 1,
@@ -245,7 +260,6 @@ async def read_account_state(call: Call, account: int) -> tuple[State, dict[int,
 async def get_account(call: Call) -> Answer:
     """GET /v1/accounts/{id}."""
     call.authorize("ledger:read")
-    call.query()
     await call.wait_for_positions()
     return await _shown_account(call, read_path_account(call.path["id"]))
 
@@ -255,14 +269,25 @@ async def _shown_account(call: Call, account: int) -> Answer:
     owner = await call.services.registry.owner(account)
     if owner is None:
         raise ProblemError(UNAVAILABLE, "The account's owner is not registered here")
-    view = _account_view(account, AccountStatus(state.status), state.balance, _limits_view(state), owner)
+    opened_at = owner.opened_at or await _opened_at(call, account)
+    view = _account_view(account, AccountStatus(state.status), state.balance, _limits_view(state), owner, opened_at)
     return json_answer(200, view, _read_headers(positions))
+
+
+async def _opened_at(call: Call, account: int) -> int:
+    """When the ledger opened an account whose opening request ended before that could be written down."""
+    await call.caught_up([call.partition_of(account)])
+    known = await call.services.store.account(account)
+    if known is None:
+        raise ProblemError(NOT_CAUGHT_UP, "The query store does not have the account's opening")
+    await call.services.registry.opened(account, known.opened_at)
+    return known.opened_at
 
 
 async def list_accounts(call: Call) -> Answer:
     """GET /v1/accounts: the caller's own; an operator may ask for another's by `sub`."""
     caller = call.authorize("ledger:read")
-    query = call.query("cursor", "limit", "sub")
+    query = call.query()
     await call.wait_for_positions()
     sub = text(query.get("sub", caller), "sub", 255)
     if sub != caller and call.actor != OPERATOR:
@@ -271,7 +296,7 @@ async def list_accounts(call: Call) -> Answer:
     cursor = query.get("cursor", "0")
     if not (cursor.isascii() and cursor.isdigit() and len(cursor) <= 19 and int(cursor) < 2**63):
         raise malformed("cursor", "This is not a cursor of this list")
-    owners = await call.services.registry.accounts(sub, after=int(cursor), limit=limit)
+    owners, last = page_of(await call.services.registry.accounts(sub, after=int(cursor), limit=limit + 1), limit)
     accounts = np.array([owner.account for owner in owners], np.uint64)
     items: list[AccountItem] = []
     if owners:
@@ -282,7 +307,7 @@ async def list_accounts(call: Call) -> Answer:
         states = [State(*row) for row in read.states.tolist()]
         # Registered, but its opening was never finished: not an account yet.
         items = [_item(state) for state in states if state.status != AccountStatus.UNKNOWN]
-    return json_answer(200, AccountPage(items, str(owners[-1].account) if len(owners) == limit else None))
+    return json_answer(200, AccountPage(items, None if last is None else str(last.account)))
 
 
 async def get_balance(call: Call) -> Answer:
@@ -290,8 +315,8 @@ async def get_balance(call: Call) -> Answer:
     call.authorize("ledger:read")
     account = read_path_account(call.path["id"])
     call.positions()  # a shard's answer is never behind what was acknowledged; only the header's form is checked
-    if call.scope["query_string"] and (query := call.query("at")):
-        return await _past_balance(call, account, query["at"])
+    if (at := call.query().get("at")) is not None:
+        return await _past_balance(call, account, at)
     state, positions = await read_account_state(call, account)
     posted, pending = state.posted, state.debits_pending
     body = (
@@ -304,12 +329,11 @@ async def get_balance(call: Call) -> Answer:
 async def _past_balance(call: Call, account: int, given: str) -> Answer:
     """The balance at a past instant: everything stamped until then is in the journal by now, so wait for its end."""
     at = read_instant(given, "at")
-    now = time.time_ns()
-    if at > now + _CLOCK_SKEW_NS:
-        raise malformed("at", "The instant lies in the future")
+    is_ahead = at > time.time_ns()
     await read_account_state(call, account)
-    heads = await call.heads([call.partition_of(account)])
-    await call.wait_for({partition: head - 1 for partition, head in heads.items()})
+    newest = await call.caught_up([call.partition_of(account)])
+    if is_ahead and at > max(newest.values()):
+        raise malformed("at", "The instant lies in the future")
     balance = await call.services.store.balance_at(account, at)
     if balance is None:
         raise ProblemError(UNKNOWN_ACCOUNT, "The account was not open yet", status=404)
@@ -323,7 +347,7 @@ async def list_entries(call: Call) -> Answer:
     """GET /v1/accounts/{id}/entries: newest first."""
     call.authorize("ledger:read")
     account = read_path_account(call.path["id"])
-    query = call.query("from", "to", "cursor", "limit")
+    query = call.query()
     limit = read_limit(query, _PAGE, _PAGE_MAX)
     since = read_instant(query["from"], "from") if "from" in query else None
     until = read_instant(query["to"], "to") if "to" in query else None
@@ -366,7 +390,7 @@ def _item(state: State) -> AccountItem:
     return AccountItem(str(state.id), _status_name(state.status), CURRENCY, state.balance)
 
 
-def _account_view(account: int, status: int, balance: Balance, limits: Limits, owner: Owner) -> Account:
+def _account_view(account: int, status: int, balance: Balance, limits: Limits, owner: Owner, opened_at: int) -> Account:
     return Account(
         id=str(account),
         status=_status_name(status),
@@ -374,7 +398,7 @@ def _account_view(account: int, status: int, balance: Balance, limits: Limits, o
         balance=balance,
         limits=limits,
         owner=OwnerView(owner.name, _masked(owner.tax_id), owner.sub),
-        created_at=rfc3339(int(owner.created_at.timestamp()) * _NS + owner.created_at.microsecond * 1000),
+        created_at=rfc3339(opened_at),
     )
 
 

@@ -139,6 +139,21 @@ class Call(Request):
             raise ProblemError(UNAVAILABLE, "A shard does not answer") from None
         return dict(zip(asked, heads, strict=True))
 
+    async def caught_up(self, partitions: Iterable[int]) -> dict[int, int]:
+        """Wait until the query store has all that these shards had received when this was called.
+
+        Returns:
+            Partition → the stamp of its newest event, ns since 1970. It is the ledger's time, by which what is to come
+            is told from what has been: a shard's clock may be a little ahead of this machine's.
+
+        Raises:
+            ProblemError: a shard does not answer, or the store did not get there in time.
+        """
+        heads = await self.heads(partitions)
+        await self.wait_for({partition: head - 1 for partition, head in heads.items()})
+        newest = await self.services.store.newest()
+        return {partition: newest.get(partition, 0) for partition in heads}
+
     async def wait_for(self, positions: Mapping[int, int]) -> None:
         """Wait until the query store has the records at `positions` (partition → offset).
 
@@ -337,17 +352,21 @@ def check_amount(amount: int, field: str = "amount", *, most: int = AMOUNT_MAX) 
 
 
 def read_note(description: str | UnsetType, metadata: Raw | UnsetType, prefix: str = "") -> bytes | None:
-    """Description and metadata in the canonical form in which the journal carries them: equal content, equal bytes."""
-    if description is UNSET and metadata is UNSET:
-        return None
-    note: dict[str, Any] = {}
+    """Description and metadata as JSON text, in the form in which the journal carries them.
+
+    Metadata stays the text that was sent: 1.10 is not 1.1 to whom it belongs, and a double would be neither. So a
+    repeat has the same content when it has the same text, and its answer is the first one to the byte.
+    """
+    members: list[bytes] = []
     if description is not UNSET:
-        note["description"] = text(description, f"{prefix}description", DESCRIPTION_MAX)
+        line = text(description, f"{prefix}description", DESCRIPTION_MAX)
+        members.append(b'"description":' + json.dumps(line, ensure_ascii=False).encode())
     if metadata is not UNSET:
-        note["metadata"] = free_form(
-            metadata, f"{prefix}metadata", depth_max=METADATA_DEPTH_MAX, size_max=METADATA_BYTES_MAX
+        members.append(
+            b'"metadata":'
+            + free_form(metadata, f"{prefix}metadata", depth_max=METADATA_DEPTH_MAX, size_max=METADATA_BYTES_MAX)
         )
-    return json.dumps(note, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    return b"{%s}" % b",".join(members) if members else None
 
 
 def content_check(note: bytes | None, expires_in: int) -> int:

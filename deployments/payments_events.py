@@ -13,7 +13,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -41,7 +41,6 @@ _CATCH_UP_S: Final = 1.0
 _RETRY_MS: Final = 1000
 _HEADERS: Final = [
     (b"content-type", b"text/event-stream"),
-    (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),  # for gateways that would collect before they pass on
 ]
 _HEARTBEAT: Final = b": nothing new\n\n"
@@ -159,7 +158,7 @@ class EventStream:
 async def get_events(call: Call) -> EventStream:
     """GET /v1/events."""
     subject = call.authorize("ledger:read")
-    query = call.query("account", "from", "last_event_id")
+    query = call.query()
     streams = call.services.events
     # The edge gives a stream more time than the other calls; up to here it is one of them.
     call.deadline = time.monotonic() + call.services.deadline_s
@@ -192,22 +191,36 @@ async def _reader(call: Call, subject: str, given: str | None) -> Reader:
     return account
 
 
-async def _cursor(call: Call, reader: Reader, query: dict[str, str]) -> Cursor:
+async def _cursor(call: Call, reader: Reader, query: Mapping[str, str]) -> Cursor:
     """Where the stream begins: behind the last event that the client has, at an instant, or now."""
     streams = call.services.events
     header = call.headers.get(b"last-event-id")
     last = query.get("last_event_id") if header is None else header.decode("latin-1")
     if last is not None:
         try:
-            return Cursor.parse(last, streams.feed.partitions)
+            cursor = Cursor.parse(last, streams.feed.partitions)
         except ValueError:
             raise malformed("Last-Event-ID", "Last-Event-ID must be the id of an event of this stream") from None
+        await _refuse_what_is_to_come(call, cursor)
+        return cursor
     if "from" in query:
-        before = max(2 * read_instant(query["from"], "from") - 1, 0)
-        return Cursor(dict.fromkeys((await streams.feed.end(reader)).places, before))
+        at = read_instant(query["from"], "from")
+        if at > time.time_ns() and at > max((await call.caught_up(range(streams.feed.partitions))).values()):
+            raise malformed("from", "The instant lies in the future")
+        return Cursor(dict.fromkeys((await streams.feed.end(reader)).places, max(2 * at - 1, 0)))
     await call.wait_for_positions()
     await _caught_up(call)
     return await streams.feed.end(reader)
+
+
+async def _refuse_what_is_to_come(call: Call, cursor: Cursor) -> None:
+    """Raises ProblemError for a place that no event has had: all that happens before it would be left out."""
+    now = time.time_ns()
+    ahead = {partition: place // 2 for partition, place in cursor.places.items() if place // 2 > now}
+    if ahead:
+        newest = await call.caught_up(ahead)
+        if any(at > newest[partition] for partition, at in ahead.items()):
+            raise malformed("Last-Event-ID", "Last-Event-ID lies in the future: no event has had this id")
 
 
 async def _caught_up(call: Call) -> None:

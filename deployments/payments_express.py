@@ -17,7 +17,7 @@ from starlette.types import Message, Scope
 from actors.frames import Array
 from actors.shard_client import Outcome
 from deployments.auth.middleware import BearerBackend, GatewayMiddleware
-from deployments.edge import Edge, number
+from deployments.edge import Edge, finish, number
 from deployments.express import Exchange, Routes, asgi_send
 from deployments.payments_call import Call
 from deployments.payments_routes import api_operations
@@ -122,7 +122,7 @@ class _Transfer:
             return
         answer = transfer_answer(wanted, at, positions, replayed=bool(flags & _REPLAYED))
         answer.headers.append((b"content-length", b"%d" % len(answer.body)))
-        answer.headers.append((b"x-request-id", self._call.request_id.encode()))
+        finish(answer.headers, self._call.scope)
         self._exchange.answer(answer.status, answer.headers, answer.body)
 
     def _refuse(self, why: Awaitable[ProblemError]) -> None:

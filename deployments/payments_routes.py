@@ -59,7 +59,8 @@ from deployments.problems import (
 INTRODUCTION: Final = (
     "Accounts, and money that moves between them at once. Amounts are whole centavos of BRL, ids are strings, "
     "times are "
-    "RFC 3339 in UTC. Every error is `application/problem+json` with a `type` of the catalogue at `/problems`.\n\n"
+    "RFC 3339 in UTC. Every error is `application/problem+json` with a `type` of the catalogue at `/problems`. "
+    "A query parameter or a member of a body that a call does not have is `malformed`: nothing is passed over.\n\n"
     "Tokens: `ledger:read` and `ledger:write` reach the caller's own accounts (those whose owner is the token's "
     "`sub`), "
     "`ledger:fund` moves money into and out of the book, `ledger:operate` reads and writes any account.\n\n"
@@ -67,7 +68,10 @@ INTRODUCTION: Final = (
     "as often "
     "as you like: it happens once, and the first answer comes again, a refusal too, marked "
     "`Idempotency-Replayed: true`. "
-    "The same id or key with other content is an `id-conflict`. Both are remembered for 48 hours unless set "
+    "The same id or key with other content is an `id-conflict`. Content is what the call's fields say: how the body is "
+    "laid out and in which order its fields stand is none of it. Of `metadata` the text counts, so that the first "
+    "answer fits every repeat: other keys, their order, and `1.10` for `1.1` make it another content; whitespace "
+    "outside of strings does not. Both are remembered for 48 hours unless set "
     "otherwise, or for as long as the memory reaches when more come than it holds; a "
     "UUIDv7 older than that is refused, whereas an Idempotency-Key carries no time, so its promise ends there. When an "
     "answer is `unsure`, or none came, send the same request again with the same id or key.\n\n"
@@ -111,6 +115,7 @@ _CURSOR: Final = Parameter("cursor", "query", "`next_cursor` of the page before.
 _LIMIT: Final = Parameter(
     "limit", "query", "Items on a page.", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}
 )
+_LAST_EVENT: Final = {"type": "string", "pattern": r"^1(\.[0-9]{1,4}-[0-9]{1,19})*$"}
 _TIME: Final = {"type": "string", "format": "date-time"}
 _WRITTEN: Final = (
     ("Razao-Position", "What a later read should wait for, to see this."),
@@ -211,7 +216,8 @@ def api_operations() -> tuple[Operation, ...]:
             "GET", "/v1/accounts/{id}/balance", "getBalance", "A balance",
             "Now, from the account's owner itself; with `at`, as it was at any past instant.",
             accounts.get_balance, "ledger:read", None, BalanceAnswer, 200,
-            (_ACCOUNT, Parameter("at", "query", "A past instant.", _TIME), _POSITION), (UNKNOWN_ACCOUNT, NOT_CAUGHT_UP),
+            (_ACCOUNT, Parameter("at", "query", "A past instant; one to come is `malformed`.", _TIME), _POSITION),
+            (UNKNOWN_ACCOUNT, NOT_CAUGHT_UP),
         ),
         Operation(
             "GET", "/v1/accounts/{id}/entries", "listEntries", "An account's movements", "Newest first.",
@@ -227,9 +233,11 @@ def api_operations() -> tuple[Operation, ...]:
             "one, a stream begins now. Accounts opened later are included. A stream ends when the token does, after "
             "15 minutes, or when its reader is too slow: come back with the last id.",
             events.get_events, "ledger:read", None, None, 200,
-            (Parameter("Last-Event-ID", "header", "The id of the last event that arrived.", {"type": "string"}),
-             Parameter("last_event_id", "query", "The same, for who cannot send the header.", {"type": "string"}),
-             Parameter("from", "query", "Begin with what happened at this instant.", _TIME),
+            (Parameter("Last-Event-ID", "header",
+                       "The id of the last event that arrived; it counts before the query, so that a client may come "
+                       "back to the same address. One that no event has had is `malformed`.", _LAST_EVENT),
+             Parameter("last_event_id", "query", "The same, for who cannot send the header.", _LAST_EVENT),
+             Parameter("from", "query", "Begin with what happened at this instant; one to come is `malformed`.", _TIME),
              Parameter("account", "query", "One account only; operators may name any.", {"type": "string"}), _POSITION),
             (UNKNOWN_ACCOUNT, NOT_CAUGHT_UP), (), ("text/event-stream",),
         ),

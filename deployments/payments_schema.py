@@ -53,7 +53,8 @@ Description = Annotated[
 Metadata = Annotated[
     Raw,
     Meta(
-        description=f"Any JSON object of up to {METADATA_BYTES_MAX} bytes, kept and given back as it is.",
+        description=f"Any JSON object of up to {METADATA_BYTES_MAX} bytes. Its text is kept and given back as it is, "
+        "order of keys and digits of numbers too; only whitespace outside of strings goes.",
         examples=[{"order": "A-17"}],
         extra_json_schema={"type": "object"},
     ),
@@ -188,7 +189,14 @@ class OwnerRequest(Body):
     """Whose account it will be."""
 
     tax_id: Annotated[str, Meta(description="CPF or CNPJ.", examples=["12345678909"])]
-    name: Annotated[str, Meta(description=f"1 to {NAME_MAX} characters.", examples=["Maria da Silva"])]
+    name: Annotated[
+        str,
+        Meta(
+            description=f"1 to {NAME_MAX} characters, none that cannot be seen or turns the direction of writing "
+            "round; kept in NFC.",
+            examples=["Maria da Silva"],
+        ),
+    ]
     sub: Annotated[str, Meta(description="Subject of the owner's tokens; the caller's when left out.")] | UnsetType = (
         UNSET
     )
@@ -279,7 +287,7 @@ class Account(View):
     balance: Balance
     limits: Limits
     owner: OwnerView
-    created_at: Instant
+    created_at: Annotated[Instant, Meta(description="When the ledger opened it; from then on it has a balance.")]
 
 
 class AccountItem(View):

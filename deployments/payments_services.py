@@ -47,6 +47,7 @@ class Services:
     batch_bytes_max: int = 128 << 20
     deadline_s: float = 10.0
     limit_raise_delay_s: int = 86_400
+    answers_kept_s: int = 48 * 3600  # as long as the ledger remembers ids
     hold_default_s: int = 7 * 86_400
     hold_max_s: int = 30 * 86_400
     repeated_tax_ids: bool = False

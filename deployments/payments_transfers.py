@@ -402,7 +402,6 @@ def _is_paid(known: query_store.Transfer) -> bool:
 async def get_transfer(call: Call) -> Answer:
     """GET /v1/transfers/{id}."""
     call.authorize("ledger:read")
-    call.query()
     id_ = _path_id(call)
     await call.wait_for_positions()
     seen = await look_up(call, id_)

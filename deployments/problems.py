@@ -97,7 +97,8 @@ ID_CONFLICT: Final = Problem(
     409,
     "The id was used with other content",
     "The id, or the Idempotency-Key, was used before with other content: another body, of a batch also other rows, "
-    "another order or other links. This request changed nothing; what was sent first under the id stands. Send the "
+    "another order or other links. Of `metadata` its text counts, but for whitespace outside of strings. "
+    "This request changed nothing; what was sent first under the id stands. Send the "
     "first content to get the first answer again, or a new id.",
 )
 ID_EXPIRED: Final = Problem(
@@ -335,11 +336,17 @@ UNSUPPORTED_MEDIA_TYPE: Final = Problem(
     "Bodies are `application/json` in UTF-8, without a content encoding. A batch may be "
     "`application/vnd.apache.arrow.stream`.",
 )
+TARGET_TOO_LONG: Final = Problem(
+    "target-too-long",
+    414,
+    "The target is too long",
+    "Path and query together have at most 8 KiB. What is long belongs into a body.",
+)
 HEADERS_TOO_LARGE: Final = Problem(
     "headers-too-large",
     431,
     "The headers are too large",
-    "The request line and all headers together are longer than the gateway takes.",
+    "All headers together are longer than is taken: 16 KiB by the gateway.",
 )
 NOT_FOUND: Final = Problem("not-found", 404, "There is nothing here", "No call has this path. `/docs` lists them all.")
 METHOD_NOT_ALLOWED: Final = Problem(
@@ -460,6 +467,7 @@ CATALOGUE: Final[tuple[Problem, ...]] = (
     TIMEOUT,
     TOO_LARGE,
     UNSUPPORTED_MEDIA_TYPE,
+    TARGET_TOO_LONG,
     HEADERS_TOO_LARGE,
     NOT_FOUND,
     METHOD_NOT_ALLOWED,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
@@ -33,7 +33,6 @@ UNKNOWN_ADDRESS: Final = "unknown"
 # What has the form of a CPF or CNPJ is none: the number is written into logs and records.
 _CORRELATION: Final = re.compile(rb"(?![0-9]{9}-?[0-9]{2}\Z)(?![0-9A-Za-z]{12}-?[0-9]{2}\Z)[A-Za-z0-9-]{1,64}")
 JSON: Final[Header] = (b"content-type", b"application/json")
-NO_STORE: Final[Header] = (b"cache-control", b"no-store")
 
 
 class Answer(NamedTuple):
@@ -136,13 +135,10 @@ class Request:
             )
         return fields(await self.body(limit), "body")
 
-    def query(self, *allowed: str) -> dict[str, str]:
-        """The query's parameters; unknown and repeated ones are refused."""
-        parameters = fields(self.scope["query_string"], "query")
-        for name in parameters:
-            if name not in allowed:
-                raise malformed("query", f"Unknown query parameter; known here: {', '.join(allowed) or 'none'}")
-        return parameters
+    def query(self) -> Mapping[str, str]:
+        """The query's parameters: of those that the table of calls declares, each at most once."""
+        found: Mapping[str, str] = self.scope["razao.query"]
+        return found
 
 
 @lru_cache(maxsize=4096)
@@ -187,6 +183,15 @@ def fields(raw: bytes, where: str) -> dict[str, str]:
     return parameters
 
 
+def page_of(found: Sequence[T], limit: int) -> tuple[Sequence[T], T | None]:
+    """A page of a list, from what was found of up to one item more than it has.
+
+    Returns:
+        Its items, and the one that the next page begins behind; None on the last page.
+    """
+    return found[:limit], found[limit - 1] if len(found) > limit else None
+
+
 def content_length(headers: Mapping[bytes, bytes]) -> int | None:
     """The declared length of the body in bytes."""
     raw = headers.get(b"content-length")
@@ -207,8 +212,3 @@ def _is(value: bytes, media_type: str) -> bool:
 def json_answer(status: int, value: object, headers: list[Header] | None = None) -> Answer:
     """A cold answer."""
     return Answer(status, msgspec.json.encode(value), [JSON] if headers is None else headers)
-
-
-def private_answer(status: int, value: object) -> Answer:
-    """A cold answer that nothing on its way may keep."""
-    return json_answer(status, value, [JSON, NO_STORE])

@@ -1,4 +1,8 @@
-"""Finds the call that a method and a path mean, in the table of an application's operations."""
+"""Finds the call that a method and a path mean, in the table of an application's operations, and reads its query.
+
+The table says which parameters a call has: no other one is taken, in any call of any application, so none can be
+meant by a client and passed over here.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,11 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Final
 
+from starlette.types import Scope
+
 from deployments.openapi import Operation
-from deployments.problems import unserved
+from deployments.problems import malformed, unserved
+from deployments.request import fields
 
 _NONE: Final[Mapping[str, str]] = MappingProxyType({})
 
@@ -27,6 +34,19 @@ class Routes:
                 else self._exact.setdefault(operation.path, {})
             )
             by_method[operation.method] = operation
+
+    def enter(self, scope: Scope) -> tuple[Operation, Mapping[str, str]]:
+        """The operation that a request means, and the path's parameter by its name.
+
+        Sets `razao.operation`, and `razao.query`, the query's parameters by their names.
+
+        Raises:
+            ProblemError: there is none, or the query is not one of its own.
+        """
+        operation, path = self.find(scope["method"], scope["path"])
+        scope["razao.operation"] = operation
+        scope["razao.query"] = _query(scope["query_string"], operation)
+        return operation, path
 
     def find(self, method: str, path: str) -> tuple[Operation, Mapping[str, str]]:
         """The operation and the path's parameter by its name. HEAD is served by GET.
@@ -51,3 +71,15 @@ class Routes:
                         return candidates[method], {name: value}
                     allowed.update(candidates)
         raise unserved(allowed)
+
+
+def _query(raw: bytes, operation: Operation) -> Mapping[str, str]:
+    if not raw or operation.reads_query:
+        return _NONE
+    parameters = fields(raw, "query")
+    declared = operation.query_names
+    for name in parameters:
+        if name not in declared:
+            known = f"known here: {', '.join(declared)}" if declared else "there is none here"
+            raise malformed("query", f"Unknown query parameter; {known}")
+    return parameters

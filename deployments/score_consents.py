@@ -10,7 +10,7 @@ import msgspec
 
 from deployments.json_body import text
 from deployments.problems import TOO_MANY_CONSENTS, UNKNOWN_CONSENT, ProblemError
-from deployments.request import NO_STORE, Answer, private_answer
+from deployments.request import Answer, json_answer
 from deployments.score_call import CHANGED, SEEN, SELF, About, Call
 from deployments.score_schema import ConsentAnswer, ConsentList, ConsentRequest
 from storage.consents import Consent, TooManyConsents
@@ -23,7 +23,6 @@ _CONSENT: Final = msgspec.json.Decoder(ConsentRequest)
 
 async def give(call: Call) -> Answer:
     """POST /score/v1/consents."""
-    call.query()
     about = await call.enter("consent", SELF)
     request = await call.json(_CONSENT)
     now = call.services.clock()
@@ -40,27 +39,25 @@ async def give(call: Call) -> Answer:
         kept = await call.services.consents.give(about.person, consent)
     except TooManyConsents:
         raise ProblemError(TOO_MANY_CONSENTS, "End one of your live consents first") from None
-    return private_answer(201, _answer(kept))
+    return json_answer(201, _answer(kept))
 
 
 async def list_all(call: Call) -> Answer:
     """GET /score/v1/consents."""
-    call.query()
     about = await call.enter("consent", SELF)
     known = await call.services.consents.of(about.person)
     await call.record(about, "consent", SEEN)
-    return private_answer(200, ConsentList([_answer(one) for one in known]))
+    return json_answer(200, ConsentList([_answer(one) for one in known]))
 
 
 async def end(call: Call) -> Answer:
     """DELETE /score/v1/consents/{id}."""
-    call.query()
     about = await call.enter("consent", SELF)
     await call.record(about, "consent", CHANGED, consent=call.path["id"][:64])
     ended = await call.services.consents.end(about.person, call.path["id"], call.services.clock())
     if ended is None:
         raise ProblemError(UNKNOWN_CONSENT, "You have given no consent with this id")
-    return Answer(204, b"", [NO_STORE])
+    return Answer(204, b"", [])
 
 
 def _new_id(call: Call, about: About) -> str:

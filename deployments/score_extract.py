@@ -62,14 +62,14 @@ SCHEMA: Final = pa.schema(
 async def extract(call: Call) -> Chunks:
     """GET /score/v1/extract."""
     require(call.identified(), EXTRACT)
-    query = call.query("cursor", "limit")
+    query = call.query()
     limit = read_limit(query, ROWS_MAX)
     rows = Rows(call.services.key, call.services.clock())
     after = rows.place(query["cursor"]) if "cursor" in query else _START
     await call.record(EVERYBODY, "extract", ANSWERED)
     arrow = ARROW in call.headers.get(b"accept", b"").decode("latin-1").lower()
     chunks = _arrow if arrow else _ndjson
-    headers = [(b"content-type", (ARROW if arrow else NDJSON).encode()), (b"cache-control", b"no-store")]
+    headers = [(b"content-type", (ARROW if arrow else NDJSON).encode())]
     return Chunks(200, chunks(_batches(call, rows, after, limit)), headers)
 
 

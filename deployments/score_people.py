@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import date
 from typing import Any, Final
 
@@ -10,7 +11,7 @@ from msgspec import UNSET
 
 from deployments.json_body import text
 from deployments.problems import NO_CONSENT, UNKNOWN_PERSON, ProblemError, malformed
-from deployments.request import PURPOSE, Answer, json_answer, private_answer
+from deployments.request import PURPOSE, Answer, json_answer, page_of
 from deployments.score_call import ABSENT, ANSWERED, CHANGED, PROFILE, READ, REFUSED, SEEN, SELF, WRITE, About, Call
 from deployments.score_schema import (
     LINE_MAX,
@@ -42,7 +43,6 @@ _PROFILE: Final = msgspec.json.Decoder(ProfileRequest)
 
 async def put_profile(call: Call) -> Answer:
     """PUT /score/v1/profile."""
-    call.query()
     services = call.services
     about = await call.enter_with("profile", WRITE)
     request = await call.json(_PROFILE)
@@ -55,7 +55,6 @@ async def put_profile(call: Call) -> Answer:
 
 async def get_profile(call: Call) -> Answer:
     """GET /score/v1/profile."""
-    call.query()
     services = call.services
     about = await call.enter("profile", PROFILE)
     consent = None
@@ -78,7 +77,6 @@ async def get_profile(call: Call) -> Answer:
 
 async def get_score(call: Call) -> Answer:
     """GET /score/v1/score."""
-    call.query()
     about = await call.enter("score", READ)
     profile = await call.services.profiles.get(about.person)
     if profile is None:
@@ -96,33 +94,32 @@ async def get_score(call: Call) -> Answer:
         computed_at=rfc3339(made.at),
         updated_at=rfc3339(profile.updated_at),
     )
-    return private_answer(200, answer)
+    return json_answer(200, answer)
 
 
 async def get_last_query(call: Call) -> Answer:
     """GET /score/v1/last-query."""
-    call.query()
     about = await call.enter("last-query", READ)
     found = await call.services.accesses.queries(about.person, limit=1)
     await call.record(about, "last-query", SEEN)
     if not found:
-        return private_answer(200, LastQuery(None, None, None))
+        return json_answer(200, LastQuery(None, None, None))
     _, last = found[0]
-    return private_answer(200, LastQuery(rfc3339(last.at), last.address, last.user))
+    return json_answer(200, LastQuery(rfc3339(last.at), last.address, last.user))
 
 
 async def get_accesses(call: Call) -> Answer:
     """GET /score/v1/accesses."""
-    query = call.query("cursor", "limit")
+    query = call.query()
     limit = read_limit(query, ACCESSES_MAX)
     after = read_cursor(query.get("cursor", ""))
     about = await call.enter("accesses", SELF)
-    found = await call.services.accesses.queries(about.person, limit=limit, after=after)
+    found = await call.services.accesses.queries(about.person, limit=limit + 1, after=after)
     await call.record(about, "accesses", SEEN)
     since = call.services.clock() - SEEN_DAYS * _DAY_NS
-    items = [_access(one) for _, one in found if one.at >= since]
-    more = len(found) == limit and len(items) == limit
-    return private_answer(200, Accesses(items, found[-1][0].hex() if more else None))
+    items, last = page_of([(cursor, one) for cursor, one in found if one.at >= since], limit)
+    following = None if last is None else last[0].hex()
+    return json_answer(200, Accesses([_access(one) for _, one in items], following))
 
 
 async def get_model(_: Call) -> Answer:
@@ -139,7 +136,7 @@ async def get_model(_: Call) -> Answer:
     return json_answer(200, ModelAnswer(MODEL, factors))
 
 
-def read_limit(query: dict[str, str], most: int) -> int:
+def read_limit(query: Mapping[str, str], most: int) -> int:
     """The query's `limit`, `most` when there is none.
 
     Raises:
@@ -191,7 +188,7 @@ def _day(given: str, field: str, earliest: date, latest: date) -> date:
 
 def _profile_answer(fields: dict[str, Any], updated_at: int) -> Answer:
     answer = msgspec.convert({**fields, "updated_at": rfc3339(updated_at)}, ProfileAnswer)
-    return private_answer(200, answer)
+    return json_answer(200, answer)
 
 
 def _access(one: Access) -> AccessAnswer:

@@ -75,8 +75,7 @@ class Service:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        operation, path = self._routes.find(scope["method"], scope["path"])
-        scope["razao.operation"] = operation
+        operation, path = self._routes.enter(scope)
         answer: Answer | Chunks = await operation.handler(self._call(scope, receive, path))
         head = scope["method"] == "HEAD"
         if isinstance(answer, Chunks):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deployments import vault_rules as rules
 from deployments.problems import malformed
-from deployments.request import Answer, private_answer
+from deployments.request import Answer, json_answer, page_of
 from deployments.vault_call import ANSWERED, Call
 from deployments.vault_schema import Access, Accesses, LastQuery
 from storage import vault_record as store
@@ -18,10 +18,10 @@ async def get_accesses(call: Call) -> Answer:
     subject, own = call.about()
     await call.permit(subject, "accesses", allowed=own or call.may(rules.AUDIT), scope=rules.AUDIT)
     async with call.services.vault.session(call.asked(subject, "accesses")) as session:
-        found = await store.accesses(session.connection, subject.person, before=before, limit=limit)
+        found = await store.accesses(session.connection, subject.person, before=before, limit=limit + 1)
         await session.record(ANSWERED)
-    following = str(found[-1].seq) if len(found) == limit else None
-    return private_answer(200, Accesses([_access(one) for one in found], following))
+    items, last = page_of(found, limit)
+    return json_answer(200, Accesses([_access(one) for one in items], None if last is None else str(last.seq)))
 
 
 async def get_last_query(call: Call) -> Answer:
@@ -32,9 +32,9 @@ async def get_last_query(call: Call) -> Answer:
         found = await store.last_query(session.connection, subject.person)
         await session.record(ANSWERED)
     if found is None:
-        return private_answer(200, LastQuery(None, None, None))
+        return json_answer(200, LastQuery(None, None, None))
     at, address, user = found
-    return private_answer(200, LastQuery(instant(at), address, user))
+    return json_answer(200, LastQuery(instant(at), address, user))
 
 
 def _cursor(given: str | None) -> int | None:

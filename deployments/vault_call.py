@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope
 
 from deployments import vault_rules as rules
 from deployments.problems import FORBIDDEN, ProblemError, malformed
-from deployments.request import NO_STORE, PURPOSE, Answer, Request
+from deployments.request import PURPOSE, Answer, Request
 from deployments.vault_services import Services
 from storage.vault import Asked, Subject
 
@@ -99,7 +99,7 @@ class Call(Request):
         Raises:
             ProblemError: the limit is none.
         """
-        query = self.query("cursor", "limit")
+        query = self.query()
         limit = query.get("limit", "50")
         if not (limit.isascii() and limit.isdigit() and len(limit) <= 3 and 1 <= int(limit) <= _PAGE_MAX):
             raise malformed("limit", f"A limit is a number from 1 to {_PAGE_MAX}")
@@ -108,7 +108,7 @@ class Call(Request):
 
 def done() -> Answer:
     """204."""
-    return Answer(204, b"", [NO_STORE])
+    return Answer(204, b"", [])
 
 
 def _who(scope: str) -> str:

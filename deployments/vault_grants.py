@@ -16,7 +16,7 @@ from deployments.problems import (
     ProblemError,
     malformed,
 )
-from deployments.request import Answer, private_answer
+from deployments.request import Answer, json_answer, page_of
 from deployments.vault_call import ANSWERED, NOT_FOUND, REFUSED, Call, done
 from deployments.vault_schema import (
     AccessRequest,
@@ -45,7 +45,7 @@ async def give(call: Call) -> Answer:
             session, call.new_id(b"grant"), grantee=grantee, fields=fields, purpose=purpose, expires_in=life
         )
         await session.record(ANSWERED, [grant.id])
-    return private_answer(201, _grant(grant))
+    return json_answer(201, _grant(grant))
 
 
 async def list_grants(call: Call) -> Answer:
@@ -55,9 +55,10 @@ async def list_grants(call: Call) -> Answer:
     allowed = own or call.may(rules.GRANT, rules.AUDIT)
     await call.permit(subject, "list-grants", allowed=allowed, scope=rules.GRANT)
     async with call.services.vault.session(call.asked(subject, "list-grants")) as session:
-        found = await store.of_person(session, after=_cursor(after), limit=limit)
+        found = await store.of_person(session, after=_cursor(after), limit=limit + 1)
         await session.record(ANSWERED)
-    return private_answer(200, Grants([_grant(one) for one in found], found[-1].id if len(found) == limit else None))
+    items, last = page_of(found, limit)
+    return json_answer(200, Grants([_grant(one) for one in items], None if last is None else last.id))
 
 
 async def end(call: Call) -> Answer:
@@ -89,7 +90,7 @@ async def ask(call: Call) -> Answer:
         await session.record(REFUSED if found is None else ANSWERED)
     if found is None:
         raise ProblemError(TOO_MANY_ACCESS_REQUESTS, TOO_MANY_ACCESS_REQUESTS.title)
-    return private_answer(202, _request(found))
+    return json_answer(202, _request(found))
 
 
 async def list_requests(call: Call) -> Answer:
@@ -100,10 +101,10 @@ async def list_requests(call: Call) -> Answer:
     await call.permit(subject, "list-requests", allowed=allowed, scope=rules.READ["name"])
     asker = None if own else call.identified().subject
     async with call.services.vault.session(call.asked(subject, "list-requests")) as session:
-        found = await store.requests(session, asker=asker, after=_cursor(after), limit=limit)
+        found = await store.requests(session, asker=asker, after=_cursor(after), limit=limit + 1)
         await session.record(ANSWERED)
-    following = found[-1].id if len(found) == limit else None
-    return private_answer(200, AccessRequests([_request(one) for one in found], following))
+    items, last = page_of(found, limit)
+    return json_answer(200, AccessRequests([_request(one) for one in items], None if last is None else last.id))
 
 
 async def approve(call: Call) -> Answer:
@@ -132,7 +133,7 @@ async def _decide(call: Call, wanted: Literal["approved", "refused"]) -> Answer:
         raise ProblemError(UNKNOWN_ACCESS_REQUEST, UNKNOWN_ACCESS_REQUEST.title)
     if not good:
         raise ProblemError(ALREADY_DECIDED, ALREADY_DECIDED.title)
-    return private_answer(200, _request(found))
+    return json_answer(200, _request(found))
 
 
 def _cursor(given: str | None) -> uuid.UUID | None:

@@ -17,7 +17,7 @@ from msgspec import UNSET
 from deployments import vault_rules as rules
 from deployments.json_body import text
 from deployments.problems import FORBIDDEN, ProblemError, malformed
-from deployments.request import Answer, private_answer
+from deployments.request import Answer, json_answer
 from deployments.vault_call import ANSWERED, FAILED, REFUSED, Call, done
 from deployments.vault_schema import (
     ADDRESS_MAX,
@@ -45,7 +45,7 @@ _DEBTS: Final = msgspec.json.Decoder(DebtsRequest)
 async def get_person(call: Call) -> Answer:
     """GET /vault/v1/person?fields=."""
     services = call.services
-    fields = rules.read_fields(call.query("fields").get("fields", "").split(","), "fields")
+    fields = rules.read_fields(call.query().get("fields", "").split(","), "fields")
     subject, own = call.about()
     asked = call.asked(subject, "read", fields, call.purpose(optional=own))
     found: Found | None = None
@@ -70,9 +70,7 @@ async def get_person(call: Call) -> Answer:
         raise broken
     if lacks:
         raise ProblemError(FORBIDDEN, "Not every field may be shown to this caller for this purpose", lacks=lacks)
-    return private_answer(
-        200, _shown(found or Found(), fields, min((grant.expires_at for grant in used), default=None))
-    )
+    return json_answer(200, _shown(found or Found(), fields, min((grant.expires_at for grant in used), default=None)))
 
 
 async def put_person(call: Call) -> Answer:

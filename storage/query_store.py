@@ -425,6 +425,10 @@ class QueryStore:
         rows = await self.pool.fetch(_TRANSFERS, uuid.UUID(int=_number(id_)), partition)
         return Stored(id_, partition, [row for row in rows if row["id"] is not None], rows[0]["projected"] or 0)
 
+    async def newest(self) -> dict[int, int]:
+        """The stamp of the newest event of each partition that is projected, ns since 1970; 0 of none."""
+        return {row[0]: row[1] for row in await self.pool.fetch("SELECT partition, at FROM query.projection")}
+
     async def balance_at(self, account: int, ns: int) -> Balance | None:
         """The balance at an instant, up to the end of its µs; None when there was no such account."""
         if not (0 < account <= _INT64_MAX and ns >= 0):

@@ -11,7 +11,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import timedelta
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from storage.ids import Id
 
 _SLOT_BITS: Final = SLOTS.bit_length() - 1
 _HASH_BITS: Final = 53
+_LIMIT_MAX: Final = 1001  # a page, and one more that tells whether it is the last
 
 _SCHEMA: Final = """
 SELECT pg_advisory_xact_lock(7307501);
@@ -35,7 +36,18 @@ CREATE TABLE IF NOT EXISTS people.owners (
     digest bytea NOT NULL,              -- of the whole request: same id, other content is a conflict
     created_at timestamptz NOT NULL DEFAULT now()
 );
+-- ns since 1970, by the ledger: the stamp of the event that opened the account; null until that is known here
+ALTER TABLE people.owners ADD COLUMN IF NOT EXISTS opened_at bigint;
 CREATE INDEX IF NOT EXISTS owners_sub ON people.owners (sub, account);
+-- What was answered to changes of accounts under an Idempotency-Key, for as long as the ledger remembers their ids.
+CREATE TABLE IF NOT EXISTS people.answers (
+    event uuid NOT NULL,
+    at_us bigint NOT NULL,              -- its stamp as a repeat is told it: a forgotten id may come again
+    body bytea NOT NULL,
+    made_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (event, at_us)
+);
+CREATE INDEX IF NOT EXISTS answers_made_at ON people.answers (made_at);
 CREATE TABLE IF NOT EXISTS people.settings (name text PRIMARY KEY, value bytea NOT NULL);
 """
 
@@ -78,11 +90,13 @@ class Owner:
     tax_id: str
     name: str
     digest: bytes
-    created_at: datetime
+    opened_at: int | None  # ns since 1970, by the ledger
 
 
 class Registry:
-    """Owners by account, over a pool that is handed in. A registration never changes, so it may be cached."""
+    """Owners by account, over a pool that is handed in. Once its opening is known a registration never changes, so it
+    may be cached.
+    """
 
     def __init__(self, pool: asyncpg.Pool[asyncpg.Record], *, cached: int = 16_384) -> None:
         self._pool = pool
@@ -114,6 +128,12 @@ class Registry:
             raise RegistrationConflict(account, event_id)
         return owner
 
+    async def opened(self, account: int, at: int) -> None:
+        """Write down when the ledger opened `account`: ns since 1970."""
+        await self._pool.execute(
+            "UPDATE people.owners SET opened_at = $2 WHERE account = $1 AND opened_at IS NULL", account, at
+        )
+
     async def owner(self, account: int) -> Owner | None:
         """Whose account it is, or None."""
         found = self._cache.get(account)
@@ -126,6 +146,8 @@ class Registry:
         if row is None:
             return None
         owner = _owner(row)
+        if owner.opened_at is None:
+            return owner
         self._cache[account] = owner
         if len(self._cache) > self._cached:
             self._cache.popitem(last=False)
@@ -142,12 +164,34 @@ class Registry:
         Raises:
             ValueError: `after` or `limit` is out of range.
         """
-        if not (0 <= after < 2**63 and 0 < limit <= 1000):
+        if not (0 <= after < 2**63 and 0 < limit <= _LIMIT_MAX):
             raise ValueError("cursor or limit out of range")
         rows = await self._pool.fetch(
             "SELECT * FROM people.owners WHERE sub = $1 AND account > $2 ORDER BY account LIMIT $3", sub, after, limit
         )
         return [_owner(row) for row in rows]
+
+    async def keep_answer(self, event_id: Id, at: int, body: bytes, life: timedelta) -> bytes:
+        """Keep what is answered to an event of stamp `at` (ns, told to the us); returns what was kept first.
+
+        What is older than `life` goes.
+        """
+        event = _uuid(event_id)
+        await self._pool.execute("DELETE FROM people.answers WHERE made_at < now() - $1::interval", life)
+        await self._pool.execute(
+            "INSERT INTO people.answers (event, at_us, body) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+            event,
+            at // 1000,
+            body,
+        )
+        return await self.answer(event_id, at) or body
+
+    async def answer(self, event_id: Id, at: int) -> bytes | None:
+        """What `keep_answer` has kept; None when nothing was."""
+        body = await self._pool.fetchval(
+            "SELECT body FROM people.answers WHERE event = $1 AND at_us = $2", _uuid(event_id), at // 1000
+        )
+        return None if body is None else bytes(body)
 
     async def keep(self, name: str, value: bytes) -> bytes:
         """Keep a setting of the ledger, such as the fingerprint of its secret; returns what was kept first.
@@ -178,5 +222,5 @@ def _owner(row: Any) -> Owner:
         tax_id=row["tax_id"],
         name=row["name"],
         digest=bytes(row["digest"]),
-        created_at=row["created_at"],
+        opened_at=row["opened_at"],
     )

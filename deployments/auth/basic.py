@@ -86,7 +86,7 @@ class BasicBackend:
         self._passwords = passwords
         self._pace = pace or Pace()
         self._buckets = Buckets()
-        self._challenge = f'Basic realm="{realm}", charset="UTF-8"'
+        self.realm = realm
         self._key = secrets.token_bytes(32)
         self._remembered: OrderedDict[bytes, Remembered] = OrderedDict()
         self._checking: dict[bytes, asyncio.Task[Remembered]] = {}
@@ -199,7 +199,7 @@ class BasicBackend:
             raise ProblemError(TOO_MANY_ATTEMPTS, TOO_MANY_ATTEMPTS.title, headers=headers)
 
     def _refused(self, problem: ProblemError) -> ProblemError:
-        problem.headers["www-authenticate"] = self._challenge
+        problem.headers["www-authenticate"] = 'Basic charset="UTF-8"'
         return problem
 
 

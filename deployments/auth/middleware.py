@@ -21,7 +21,12 @@ Headers = Mapping[bytes, bytes]
 
 
 class Backend(Protocol):
-    """Finds out who makes a request."""
+    """Finds out who makes a request. `realm`: what its challenges are for; the edge adds it to them."""
+
+    @property
+    def realm(self) -> str:
+        """See above."""
+        ...
 
     def known(self, headers: Headers) -> Identity | None:
         """The identity, if it can be told at once, without waiting for anything."""
@@ -48,6 +53,7 @@ class AuthenticationMiddleware:
         """ASGI."""
         if scope["type"] == "http":
             headers = scope["razao.headers"]
+            scope["razao.realm"] = self._backend.realm
             identity = self._backend.known(headers)
             if identity is None and not self._is_public(scope["path"]):
                 identity = await self._backend.authenticate(headers)
@@ -78,7 +84,7 @@ class BearerBackend:
 
     def __init__(self, verifier: Verifier, realm: str) -> None:
         self._verifier = verifier
-        self._challenge = f'Bearer realm="{realm}"'
+        self.realm = realm
 
     def known(self, headers: Headers) -> Identity | None:
         """The identity of a token seen before."""
@@ -101,7 +107,7 @@ class BearerBackend:
             raise ProblemError(UNAVAILABLE, "Tokens cannot be verified now") from error
 
     def _unauthenticated(self, detail: str, *, error: str | None) -> ProblemError:
-        challenge = self._challenge
+        challenge = "Bearer"
         if error is not None:
-            challenge += f', error="{error}", error_description="{detail}"'
+            challenge += f' error="{error}", error_description="{detail}"'
         return ProblemError(UNAUTHENTICATED, detail, headers={"www-authenticate": challenge})

@@ -342,6 +342,21 @@ def test_https_serves_the_same_with_a_certificate_that_verifies(site: Site, name
     assert answer.seen["razao-client-scheme"] == "https"
 
 
+def test_answers_over_https_and_those_alone_say_that_nothing_else_is_to_be_used(site: Site) -> None:
+    """A replica's and the gateway's own (RFC 6797, 7.2)."""
+    for method in ("GET", "BREW"):
+        request = f"{method} /x HTTP/1.1\r\nHost: razao\r\n\r\n".encode()
+        with _tls(site, _trusting(site)) as connection:
+            connection.sendall(request)
+            assert read(connection).headers["strict-transport-security"] == "max-age=31536000"
+        with socket.create_connection(("127.0.0.1", site.http_port), timeout=PATIENCE_S) as connection:
+            connection.sendall(request)
+            answer = read(connection)
+        assert "strict-transport-security" not in answer.headers
+        if method == "BREW":
+            assert answer.headers["cache-control"] == "no-store"
+
+
 def test_https_takes_tls_1_2_and_nothing_older(site: Site) -> None:
     context = _trusting(site)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
@@ -378,14 +393,12 @@ MALFORMED = {
     "unknown version": b"GET /never HTTP/9.1\r\nHost: razao\r\n\r\n",
     "unknown method": b"FOOBAR /never HTTP/1.1\r\nHost: razao\r\n\r\n",
     "endless method": b"A" * 5000 + b" /never HTTP/1.1\r\nHost: razao\r\n\r\n",
-    "trace": b"TRACE /never HTTP/1.1\r\nHost: razao\r\n\r\n",
     "connect": b"CONNECT razao:80 HTTP/1.1\r\nHost: razao:80\r\n\r\n",
     "target of another host": b"GET http://elsewhere/never HTTP/1.1\r\nHost: elsewhere\r\n\r\n",
     "target without a slash": b"GET never HTTP/1.1\r\nHost: razao\r\n\r\n",
     "target with a fragment": b"GET /never#x HTTP/1.1\r\nHost: razao\r\n\r\n",
     "target in utf-8": "GET /never/é HTTP/1.1\r\nHost: razao\r\n\r\n".encode(),
     "target with a space": b"GET /never x HTTP/1.1\r\nHost: razao\r\n\r\n",
-    "long target": b"GET /never?" + b"a" * 9000 + b" HTTP/1.1\r\nHost: razao\r\n\r\n",
     "no host": b"GET /never HTTP/1.1\r\n\r\n",
     "two hosts": b"GET /never HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
     "nul in a header": HEAD + b"X-A: b\0c\r\n\r\n",
@@ -414,6 +427,17 @@ MALFORMED = {
 def test_a_malformed_request_is_a_problem_and_reaches_no_replica(site: Site, request_: bytes) -> None:
     assert_problem(site.send(request_), 400, problems.MALFORMED)
     assert site.seen("/never") == []
+
+
+def test_trace_is_405_and_a_long_target_414(site: Site) -> None:
+    trace = site.send(b"TRACE /never HTTP/1.1\r\nHost: razao\r\nAuthorization: Bearer x\r\n\r\n")
+    assert_problem(trace, 405, problems.METHOD_NOT_ALLOWED)
+    assert "TRACE" not in trace.headers["allow"]
+    limit = site.config.target_bytes_max
+    too_long = b"GET /never?%s HTTP/1.1\r\nHost: razao\r\n\r\n" % (b"a" * (limit - 6))
+    assert_problem(site.send(too_long), 414, problems.TARGET_TOO_LONG)
+    assert site.seen("/never") == []
+    assert site.send(too_long.replace(b"/never?a", b"/often?")).status == 200
 
 
 def test_a_content_length_beside_chunks_smuggles_nothing(site: Site) -> None:

@@ -119,7 +119,7 @@ def test_what_a_request_is_about_passes_both_doors(doors: Doors) -> None:
 
 
 def test_what_no_door_takes_this_one_does_not_take_either(doors: Doors) -> None:
-    assert_problem(doors.vault("/vault?" + "x" * 9000), 400, problems.MALFORMED)
+    assert_problem(doors.vault("/vault?" + "x" * 9000), 414, problems.TARGET_TOO_LONG)
     assert_problem(doors.vault("/vault", more=f"X-Long: {'x' * 17000}\r\n"), 431, problems.HEADERS_TOO_LARGE)
     assert_problem(doors.vault("/vault", more="Content-Length: 9000000\r\n"), 413, problems.TOO_LARGE)
     assert doors.vault("/vault").headers["x-request-id"]

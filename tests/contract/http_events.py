@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -203,6 +204,34 @@ class EventsSuite:
             world.fund(str(stranger.get("/v1/accounts").json()["items"][0]["id"]), 8)
             assert told(theirs.take(1)) == [("transfer.settled", "credit", 7)]
             assert told(other.take(1)) == [("transfer.settled", "credit", 8)]
+
+    def test_a_place_that_nothing_has_had_is_refused(self, world: World) -> None:
+        """400: a stream that waits for it would leave out all that happens until then. The newest event's own is taken.
+
+        What is malformed by the document's pattern is so in truth, the empty text too.
+        """
+        caller, account = world.person()
+        world.fund(account, 5)
+        with stream(caller, "?from=2026-01-01T00:00:00Z", opened=True) as mine:
+            newest = mine.take(2)[-1]
+        soon = 2 * (time.time_ns() + 30 * 10**9)
+        partition = int(account) % 2
+        for bad in (f"1.{partition}-{soon}", f"1.{partition}-{2**63 - 1}", "1.0-5.1-" + str(soon), "", "1.", "2", "x"):
+            for answer in (caller.get("/v1/events", last_event_id=bad), caller.get(f"/v1/events?last_event_id={bad}")):
+                assert refused(answer, 400, "malformed")["field"] == "Last-Event-ID", bad
+        in_a_minute = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 60))
+        assert refused(caller.get(f"/v1/events?from={in_a_minute}"), 400, "malformed")["field"] == "from"
+        described = world.http.get("/openapi.json").json()["paths"]["/v1/events"]["get"]["parameters"]
+        (pattern,) = {one["schema"]["pattern"] for one in described if one["name"].lower().startswith("last")}
+        for bad in ("", "1.", "2", "x"):
+            assert not re.fullmatch(pattern, bad)
+        assert re.fullmatch(pattern, newest.id)
+        at = newest.data["time"]
+        with stream(caller, f"?from={at}") as again:
+            assert again.take(1) == [newest]
+        with stream(caller, last=newest.id) as again:
+            world.fund(account, 6)
+            assert told(again.take(1)) == [("transfer.settled", "credit", 6)]
 
     def test_an_idle_stream_stays_open_and_says_so(self, world: World) -> None:
         """By a comment now and then."""

@@ -30,6 +30,10 @@ from tests.contract.http_engine import LiveEngine
 READ_WRITE: Final = "ledger:read ledger:write"
 EVERYTHING: Final = "ledger:read ledger:write ledger:fund ledger:operate"
 AMOUNT_MAX: Final = 2**63 - 1
+METADATA: Final = (
+    '{ "z" : 1.10, "a" : [ 1E2, -0.0, 0.12345678901234567890123, 9007199254740993.0 ], '
+    '"y" : { "b" : {}, "a" : "\\u00e9\\/é" } }'
+)
 TAX_IDS: Final = ("12345678909", "52998224725", "11144477735", "39053344705", "15350946056", "12ABC34501DE35")
 
 
@@ -55,7 +59,10 @@ class Caller:
     def call(self, method: str, path: str, body: Any = None, **headers: str) -> httpx.Response:
         """One request; `body` is sent as JSON."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return self.http.request(method, path, json=body, headers={**self.headers, **named})
+        answer = self.http.request(method, path, json=body, headers={**self.headers, **named})
+        if path.startswith("/v1/"):
+            assert answer.headers["cache-control"] == "no-store", path
+        return answer
 
     def get(self, path: str, **headers: str) -> httpx.Response:
         """GET."""
@@ -156,6 +163,18 @@ class HttpSuite:
     """Every call, good and bad."""
 
     # -- accounts -----------------------------------------------------------------------------------------------------
+
+    def test_an_owners_name_is_what_it_looks_like(self, world: World) -> None:
+        """In one form, and without what cannot be seen."""
+        caller = world.caller()
+        body = {"owner": {"tax_id": TAX_IDS[0], "name": "Joa\u0303o"}, "id": new_id()}
+        opened = caller.post("/v1/accounts", body).json()
+        assert opened["owner"]["name"] == "João"
+        again = caller.post("/v1/accounts", {**body, "owner": {"tax_id": TAX_IDS[0], "name": "João"}})
+        assert again.json() == opened
+        for name in ("Maria\u202eavliS", "Mari\u200ba", "\u3164", "Maria\u2066Silva"):
+            answer = caller.post("/v1/accounts", {"owner": {"tax_id": TAX_IDS[0], "name": name}})
+            assert refused(answer, 400, "malformed")["field"] == "owner.name"
 
     def test_a_new_account_is_open_and_empty(self, world: World) -> None:
         """With the owner's name, a masked tax id, and the limits given."""
@@ -290,6 +309,7 @@ class HttpSuite:
                 break
             path = f"/v1/accounts?limit=2&cursor={page['next_cursor']}"
         assert found == accounts
+        assert caller.get("/v1/accounts?limit=3").json()["next_cursor"] is None
         assert world.bank.get(f"/v1/accounts?sub={caller.sub}").json()["items"][0]["status"] == "open"
         refused(world.caller().get(f"/v1/accounts?sub={caller.sub}"), 403, "forbidden")
         for bad in ("cursor=x", "cursor=-1", f"cursor={2**63}", "limit=0", "limit=1001", "limit=x", "sub=", "page=2"):
@@ -335,6 +355,27 @@ class HttpSuite:
         """400."""
         owner, account = world.person()
         refused(owner.call("PATCH", f"/v1/accounts/{account}", body), 400, "malformed")
+
+    def test_a_change_under_a_key_is_answered_as_the_first_time(self, world: World) -> None:
+        """Whatever has become of the account since; and the key stands for that change alone."""
+        owner, account = world.person(1000)
+        path, limits = f"/v1/accounts/{account}", {"limits": {"daily": 500}}
+        first = owner.call("PATCH", path, limits, idempotency_key="k-1")
+        assert first.status_code == 200, first.text
+        frozen = world.bank.call("PATCH", path, {"status": "frozen"}, idempotency_key="k-1")
+        assert owner.call("PATCH", path, {"limits": {"daily": 300}}, idempotency_key="k-2").status_code == 200
+        assert world.bank.call("PATCH", path, {"status": "open"}).status_code == 200
+        world.fund(account, 7)
+        for caller, body, answer in ((owner, limits, first), (world.bank, {"status": "frozen"}, frozen)):
+            again = caller.call("PATCH", path, body, idempotency_key="k-1")
+            assert (again.status_code, again.content) == (200, answer.content)
+            assert "idempotency-replayed" not in answer.headers
+            assert again.headers["idempotency-replayed"] == "true"
+        now = owner.get(path).json()
+        assert (now["status"], now["limits"]["daily"], now["balance"]["posted"]) == ("open", 300, 1007)
+        refused(owner.call("PATCH", path, {"limits": {"daily": 501}}, idempotency_key="k-1"), 409, "id-conflict")
+        refused(owner.call("PATCH", path, {"status": "closed"}, idempotency_key="k-1"), 409, "id-conflict")
+        refused(world.bank.call("PATCH", path, {"status": "open"}, idempotency_key="k-1"), 409, "id-conflict")
 
     def test_a_cut_of_a_limit_holds_at_once_and_a_raise_waits(self, world: World) -> None:
         """Removing a limit is a raise."""
@@ -393,6 +434,60 @@ class HttpSuite:
         for side in (owner, friend, world.bank):
             assert side.get(f"/v1/transfers/{id_}").json() == answer.json()
         refused(world.caller().get(f"/v1/transfers/{id_}"), 403, "forbidden")
+
+    def test_metadata_comes_back_as_the_text_that_it_was(self, world: World) -> None:
+        """Whichever call made it and whichever shows it: neither a digit nor the order of its keys is another."""
+        owner, account = world.person(10_000)
+        payee, other = world.person_elsewhere(account, apart=True)
+        text = METADATA.replace(" ", "").encode()
+
+        def body(**fields: Any) -> bytes:
+            return json.dumps(fields).encode()[:-1] + b', "metadata" : ' + METADATA.encode() + b"}"
+
+        def shown(caller: Caller, id_: str) -> None:
+            assert b'"metadata":' + text in caller.get(f"/v1/transfers/{id_}").content
+
+        made = []
+        for more in ({}, {"hold": True}, {"description": "x"}):
+            answer = owner.send_raw("/v1/transfers", body(**transfer(account, other, 10, **more)))
+            assert answer.status_code == 201, answer.text
+            assert b'"metadata":' + text in answer.content
+            made.append(answer.json()["id"])
+            shown(payee, made[-1])
+        posted = owner.post(f"/v1/transfers/{made[1]}/post")
+        refund = payee.send_raw(f"/v1/transfers/{made[0]}/refunds", body(amount=1))
+        deposit = world.bank.send_raw("/v1/deposits", body(account=account, amount=1))
+        for answer in (posted, refund, deposit):
+            assert b'"metadata":' + text in answer.content, answer.text
+        batch = owner.send_raw("/v1/transfers/batch", b'{"transfers":[%s]}' % body(**transfer(account, other, 1)))
+        rows = {"debit_account": [account], "credit_account": [other], "amount": [1], "metadata": [METADATA]}
+        columns = owner.send_raw("/v1/transfers/batch", arrow(pa.table(rows)), ARROW)
+        (id_,) = pa.ipc.open_stream(columns.content).read_all()["id"].to_pylist()
+        for one in (refund.json()["id"], batch.json()["results"][0]["id"], str(uuid.UUID(bytes=id_))):
+            shown(owner, one)
+
+    def test_the_text_of_metadata_is_content(self, world: World) -> None:
+        """A repeat with other whitespace gets the first answer; with another text it is another payment."""
+        owner, account = world.person(1000)
+        _, other = world.person_elsewhere(account, apart=False)
+        id_ = new_id(account)
+
+        def send(metadata: str) -> httpx.Response:
+            fields = json.dumps(transfer(account, other, 10, id=id_))
+            return owner.send_raw("/v1/transfers", f'{fields[:-1]},"metadata":{metadata}}}'.encode())
+
+        first = send('{"b":1.10,"a":"x y"}')
+        again = send('{ "b" : 1.10,\n\t"a":"x y" }')
+        assert (again.status_code, again.content) == (201, first.content)
+        assert again.headers["idempotency-replayed"] == "true"
+        for changed in (
+            '{"a":"x y","b":1.10}',
+            '{"b":1.1,"a":"x y"}',
+            '{"b":1.10,"a":"xy"}',
+            '{"b":1.10,"a":"x\\u0020y"}',
+        ):
+            refused(send(changed), 409, "id-conflict")
+        assert owner.balance(account)[0] == 990
 
     @pytest.mark.parametrize("apart", [False, True])
     def test_a_repeated_id_is_answered_as_the_first_time(self, world: World, apart: bool) -> None:
@@ -901,6 +996,30 @@ class HttpSuite:
         between = owner.get(f"/v1/accounts/{account}/entries?from={at}&to={page['items'][0]['at']}").json()
         assert [item["amount"] for item in between["items"]] == [20]
 
+    @pytest.mark.parametrize("limit", [1, 5, 25, 26, 100])
+    def test_the_entries_of_a_batch_are_paged_without_losing_one(self, world: World, limit: int) -> None:
+        """They share a record and, to the microsecond, often an instant. The last page names no next one."""
+        owner, account = world.person(1000)
+        payee, other = world.person_elsewhere(account, apart=True)
+        rows = [transfer(account, other, amount) for amount in range(1, 26)]
+        position = owner.post("/v1/transfers/batch", {"transfers": rows}).headers["razao-position"]
+        for caller, mine, expected in (
+            (owner, account, [*range(25, 0, -1), 1000]),
+            (payee, other, [*range(25, 0, -1)]),
+        ):
+            found: list[int] = []
+            pages, cursor = 0, ""
+            while True:
+                path = f"/v1/accounts/{mine}/entries?limit={limit}{cursor}"
+                page = caller.get(path, razao_position=position).json()
+                found += [item["amount"] for item in page["items"]]
+                pages += 1
+                if page["next_cursor"] is None:
+                    break
+                cursor = f"&cursor={page['next_cursor']}"
+            assert found == expected
+            assert pages == -(-len(expected) // limit)
+
     def test_a_balance_at_a_past_instant_is_what_it_was(self, world: World) -> None:
         """Up to the end of that microsecond."""
         owner, account = world.person(1000)
@@ -913,6 +1032,26 @@ class HttpSuite:
             found = owner.get(f"/v1/accounts/{account}/balance?at={at}").json()
             assert (found["posted"], found["pending"], found["available"]) == (posted, pending, posted - pending), at
         refused(owner.get(f"/v1/accounts/{account}/balance?at=2020-01-01T00:00:00Z"), 404, "unknown-account")
+
+    def test_an_account_has_a_balance_from_its_created_at_on(self, world: World) -> None:
+        """It is the ledger's own instant, the same in every answer; a microsecond before there was no account."""
+        caller = world.caller()
+        for tax_id in TAX_IDS[:3]:
+            body = {"owner": {"tax_id": tax_id, "name": "Maria"}, "id": new_id()}
+            opened = caller.post("/v1/accounts", body).json()
+            path, at = f"/v1/accounts/{opened['id']}", opened["created_at"]
+            assert caller.get(path).json()["created_at"] == at
+            assert caller.post("/v1/accounts", body).json() == opened
+            assert caller.get(f"{path}/balance?at={at}").json()["posted"] == 0
+            before = (datetime.fromisoformat(at) - timedelta(microseconds=1)).isoformat().replace("+00:00", "Z")
+            refused(caller.get(f"{path}/balance?at={before}"), 404, "unknown-account")
+
+    @pytest.mark.parametrize("ahead_s", [5, 250])
+    def test_there_is_no_balance_of_an_instant_to_come(self, world: World, ahead_s: int) -> None:
+        """400: whoever was told one would find another."""
+        owner, account = world.person(1)
+        at = (datetime.now(UTC) + timedelta(seconds=ahead_s)).isoformat().replace("+00:00", "Z")
+        assert refused(owner.get(f"/v1/accounts/{account}/balance?at={at}"), 400, "malformed")["field"] == "at"
 
     @pytest.mark.parametrize(
         "query",
@@ -931,6 +1070,19 @@ class HttpSuite:
         """400, never a 5xx."""
         owner, account = world.person()
         refused(owner.get(f"/v1/accounts/{account}/{query}"), 400, "malformed")
+
+    @pytest.mark.parametrize("query", ["dry_run=true", "id=1", "x", "Idempotency-Key=1"])
+    def test_a_parameter_that_a_call_does_not_have_moves_no_money(self, world: World, query: str) -> None:
+        """400: whoever means something by it must not find that something else was done."""
+        owner, account = world.person(100)
+        _, other = world.person()
+        refused(owner.post(f"/v1/transfers?{query}", transfer(account, other, 10)), 400, "malformed")
+        hold = owner.post("/v1/transfers", transfer(account, other, 10, hold=True)).json()["id"]
+        refused(owner.post(f"/v1/transfers/{hold}/post?{query}"), 400, "malformed")
+        refused(world.bank.post(f"/v1/deposits?{query}", {"account": account, "amount": 10}), 400, "malformed")
+        batch = {"transfers": [transfer(account, other, 10)]}
+        refused(owner.post(f"/v1/transfers/batch?{query}", batch), 400, "malformed")
+        assert owner.balance(account) == (100, 10, 90)
 
     @pytest.mark.parametrize(
         "position",
@@ -1302,7 +1454,7 @@ class HttpSuite:
             if answer.status_code in {400, 431}:  # a gateway may bound headers first
                 continue
             refused(answer, 401, "unauthenticated")
-            assert answer.headers["www-authenticate"].startswith("Bearer")
+            assert answer.headers["www-authenticate"].startswith('Bearer realm="payments"')
 
     def test_each_call_needs_its_scope(self, world: World) -> None:
         """403 without it, and the answer names it."""

@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from deployments.auth.keys import ensure_keys, sign_token
 from deployments.edge import GRACE_S, Edge
 from deployments.payments import create_app, translate
-from deployments.problems import FORBIDDEN, OVERLOADED, UNAVAILABLE, UNKNOWN_ACCOUNT, ProblemError
+from deployments.problems import FORBIDDEN, OVERLOADED, UNAUTHENTICATED, UNAVAILABLE, UNKNOWN_ACCOUNT, ProblemError
 from storage import ids
 from storage.events import SLOTS
 from tests.deployments.offline import offline_services
@@ -76,6 +76,43 @@ async def test_an_unforeseen_error_is_logged_and_not_told(caplog: pytest.LogCapt
     assert document["request_id"] == headers["x-request-id"]
     assert document["request_id"] in caplog.text
     assert "swordfish" in caplog.text
+
+
+async def test_what_does_not_say_who_may_store_it_may_be_stored_by_nobody() -> None:
+    """Nearly all that we answer is about a person."""
+    said: list[list[tuple[bytes, bytes]]] = [[], [(b"cache-control", b"public, max-age=60")]]
+
+    async def answers(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": list(said[scope["path"] == "/page"])})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    for path, expected in (("/v1/x", "no-store"), ("/page", "public, max-age=60")):
+        _, headers, _ = answer_of(await call(edge(answers), path=path))
+        assert headers["cache-control"] == expected
+
+
+@pytest.mark.parametrize(
+    ("challenge", "told"),
+    [
+        ("Bearer", 'Bearer realm="vault"'),
+        ('Bearer error="insufficient_scope", scope="a"', 'Bearer realm="vault", error="insufficient_scope", scope="a"'),
+        ('Basic realm="another", charset="UTF-8"', 'Basic realm="another", charset="UTF-8"'),
+    ],
+)
+async def test_a_challenge_says_what_it_is_for(challenge: str, told: str) -> None:
+    """Whoever made it, as a problem or as an answer."""
+
+    async def challenges(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["razao.realm"] = "vault"
+        if scope["path"] == "/problem":
+            raise ProblemError(UNAUTHENTICATED, "Who?", headers={"www-authenticate": challenge})
+        headers = [(b"www-authenticate", challenge.encode())]
+        await send({"type": "http.response.start", "status": 401, "headers": headers})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    for path in ("/problem", "/answer"):
+        _, headers, _ = answer_of(await call(edge(challenges), path=path))
+        assert headers["www-authenticate"] == told
 
 
 async def test_an_error_after_something_was_sent_on_names_its_id() -> None:

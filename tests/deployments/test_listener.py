@@ -13,7 +13,8 @@ import pytest
 import uvloop
 from starlette.types import Receive, Scope, Send
 
-from deployments.http_protocol import HEAD_BYTES_MAX
+from deployments.express import Routes
+from deployments.http_protocol import HEAD_BYTES_MAX, TARGET_BYTES_MAX
 from deployments.listener import Listener, PortTaken, shared_socket
 
 HOST = "127.0.0.1"
@@ -278,8 +279,8 @@ def test_what_is_not_finished_at_the_time_limit_is_cut_off_and_counted(loop_fact
 
 @pytest.mark.parametrize(
     "request_bytes",
-    [b"\x16\x03\x01\x02\x00\x01\x00", b"GET / HTTP/9\r\n\r\n", b"GET / HTTP/1.1\r\nA: " + b"b" * (HEAD_BYTES_MAX + 9)],
-    ids=["tls", "version", "endless-head"],
+    [b"\x16\x03\x01\x02\x00\x01\x00", b"GET / HTTP/9\r\n\r\n"],
+    ids=["tls", "version"],
 )
 def test_nonsense_is_answered_with_a_problem_and_the_connection_closed(
     loop_factory: LoopFactory, request_bytes: bytes
@@ -296,5 +297,88 @@ def test_nonsense_is_answered_with_a_problem_and_the_connection_closed(
         assert app.asked == 0
         client.close()
         await listener.drain(2, idle_s=0)
+
+    run(loop_factory, scenario())
+
+
+LONG = b"/" + b"a" * TARGET_BYTES_MAX
+LARGE = b"GET / HTTP/1.1\r\nA: " + b"b" * HEAD_BYTES_MAX
+
+
+@pytest.mark.parametrize("routes", [{}, {(b"POST", b"/express"): lambda _: True}], ids=["plain", "express"])
+@pytest.mark.parametrize(
+    ("request_bytes", "status", "name"),
+    [
+        (b"GET " + LONG + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414, "target-too-long"),
+        (b"GET " + LONG + b"a" * HEAD_BYTES_MAX, 414, "target-too-long"),
+        (LARGE, 431, "headers-too-large"),
+        (LARGE + b"\r\n\r\n", 431, "headers-too-large"),
+        (LARGE.replace(b"GET", b"POST") + b"\r\nContent-Length: 2\r\n\r\nab", 431, "headers-too-large"),
+        (
+            b"POST /express HTTP/1.1\r\nContent-Length: 2\r\n" + b"A: b\r\n" * 30_000 + b"\r\nab",
+            431,
+            "headers-too-large",
+        ),
+    ],
+    ids=["target", "endless-target", "endless-head", "head", "head-and-body", "many-headers"],
+)
+def test_a_head_that_is_too_long_is_refused_by_what_is_too_long_in_it(
+    loop_factory: LoopFactory, routes: Routes, request_bytes: bytes, status: int, name: str
+) -> None:
+    """However it comes: in one piece with its end, or without one."""
+
+    async def scenario() -> None:
+        app = Answers()
+        listener = Listener(app, HOST, 0, routes=routes)
+        await listener.start()
+        client = await Client.connect(listener.port)
+        found, headers, body = await client.ask(request_bytes)
+        assert (found, headers["content-type"]) == (status, "application/problem+json")
+        assert json.loads(body)["type"] == f"/problems/{name}"
+        assert app.asked == 0
+        client.close()
+        await listener.drain(2, idle_s=0)
+
+    run(loop_factory, scenario())
+
+
+def test_a_large_body_makes_no_head_too_large(loop_factory: LoopFactory) -> None:
+    async def scenario() -> None:
+        listener = Listener(Answers(), HOST, 0)
+        await listener.start()
+        client = await Client.connect(listener.port)
+        size = 3 * HEAD_BYTES_MAX
+        for _ in range(3):
+            assert (await client.ask(b"POST /x HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % size + bytes(size)))[0] == 200
+        client.close()
+        await listener.drain(2, idle_s=0)
+
+    run(loop_factory, scenario())
+
+
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+def test_a_client_of_http_1_0_gets_no_chunks(loop_factory: LoopFactory, version: bytes) -> None:
+    """An answer of unknown length ends with the connection (RFC 9112, 6.3)."""
+
+    async def streams(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+        for part in (b"one", b"two"):
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b"three"})
+
+    async def scenario() -> None:
+        listener = Listener(streams, HOST, 0)
+        await listener.start()
+        client = await Client.connect(listener.port)
+        client.writer.write(b"GET / HTTP/%s\r\nHost: a\r\nConnection: close\r\n\r\n" % version)
+        head, _, body = (await client.reader.read()).partition(b"\r\n\r\n")
+        if version == b"1.0":
+            assert b"transfer-encoding" not in head
+            assert b"connection: close" in head
+            assert body == b"onetwothree"
+        else:
+            assert b"transfer-encoding: chunked" in head
+        client.close()
+        assert await listener.drain(2, idle_s=0) == 0
 
     run(loop_factory, scenario())

@@ -12,7 +12,7 @@ import pytest
 from cluster.postgres import PostgresServer
 from storage import ids
 from tests.contract.http_engine import Engine, new_database
-from tests.contract.http_suite import World, new_id, refused, transfer
+from tests.contract.http_suite import TAX_IDS, World, new_id, refused, transfer
 
 DEADLINE_S: Final = 2.0
 """Whoever waits for the history, while it stands still, is told so after this."""
@@ -114,6 +114,18 @@ def test_refusals_and_what_was_never_held_are_told_from_the_shard_too(engine: tu
         assert problem["transfer_status"] == "settled"
         refused(payer.get(f"/v1/transfers/{new_id(near)}"), 404, "unknown-transfer")
         refused(payer.post(f"/v1/transfers/{new_id(near)}/void"), 404, "unknown-transfer")
+
+
+def test_an_opening_that_ended_halfway_is_dated_by_the_ledger(engine: tuple[Engine, World]) -> None:
+    """The replica ended before it could write down what the shard had said; the history has it."""
+    made, world = engine
+    owner = world.caller()
+    opened = owner.post("/v1/accounts", {"owner": {"tax_id": TAX_IDS[0], "name": "Maria"}}).json()
+    path = f"/v1/accounts/{opened['id']}"
+    made.run(made.services.store.pool.execute("UPDATE people.owners SET opened_at = NULL"))
+    assert owner.get(path).json()["created_at"] == opened["created_at"]
+    with standing_still(made):
+        assert owner.get(path).json() == opened
 
 
 def test_a_shard_that_has_started_again_leaves_what_was_before_to_the_history(engine: tuple[Engine, World]) -> None:

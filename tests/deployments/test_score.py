@@ -167,6 +167,8 @@ async def test_a_person_sees_who_has_asked_within_six_months_the_newest_first(sc
             users += [one["user"] for one in page.json()["items"]]
             cursor = page.json()["next_cursor"]
         assert users == [f"bank-{number}" for number in (4, 3, 2, 1, 0)]
+        for limit in (5, 6):
+            assert (await http.get(f"/score/v1/accesses?limit={limit}")).json()["next_cursor"] is None
         assert problem(await http.get("/score/v1/accesses?cursor=x")) == (400, "malformed")
     async with scores.http() as http:
         assert problem(await http.get("/score/v1/accesses")) == (403, "forbidden")

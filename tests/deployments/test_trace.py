@@ -30,7 +30,7 @@ async def test_of_somebody_unknown_there_is_nothing_and_the_question_becomes_the
         body = first.json()
         assert body.pop("as_of") <= _now()
         assert body == {"last_query": None, "movements": [], "last_card_purchase": None}
-        assert (first.headers["age"], first.headers["cache-control"]) == ("0", "private, max-age=1")
+        assert (first.headers["age"], first.headers["cache-control"]) == ("0", "no-store")
         last = await http.get("/trace/v1/last-query", headers=ABOUT)
         assert last.status_code == 200
         assert {**last.json(), "at": ""} == {"at": "", "address": "192.0.2.7", "user": USER}

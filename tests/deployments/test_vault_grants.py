@@ -111,3 +111,7 @@ async def test_askers_ask_for_what_their_scopes_could_open_and_see_their_own_req
     first = (await vault_house.self_().get("/access-requests?limit=15")).json()
     rest = (await vault_house.self_().get(f"/access-requests?limit=15&cursor={first['next_cursor']}")).json()
     assert len({one["id"] for one in first["items"] + rest["items"]}) == 20
+    assert rest["next_cursor"] is None
+    assert (await vault_house.self_().get("/access-requests?limit=20")).json()["next_cursor"] is None
+    await vault_house.grant("name")
+    assert (await vault_house.self_().get("/grants?limit=1")).json()["next_cursor"] is None

@@ -90,6 +90,10 @@ async def test_the_record_is_paged_without_gaps_while_it_grows(vault_house: Vaul
         seen += [one["at"] for one in page["items"]]
         cursor = f"&cursor={page['next_cursor']}"
     assert seen == sorted(set(seen), reverse=True)
+    there = len(await vault_house.record())
+    for limit, more in ((there, False), (there, True)):  # to look is recorded too
+        whole = (await reader.get(f"/person/accesses?limit={limit}")).json()
+        assert (len(whole["items"]), whole["next_cursor"] is not None) == (there, more)
     for bad in ("limit=0", "limit=101", "limit=x", "limit=1&limit=2", "cursor=x", "more=1"):
         assert (await reader.get(f"/person/accesses?{bad}")).status_code == 400
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import asyncpg
 import pytest
@@ -83,11 +84,36 @@ async def test_two_events_never_share_an_account(registry: Registry) -> None:
         await registry.register(5000, ids.derive("b"), sub="ana", tax_id="1", name="Ana", digest=b"1")
 
 
+async def test_the_first_instant_of_an_opening_is_kept_and_known_at_once(registry: Registry) -> None:
+    await registry.register(5000, ids.derive("a"), sub="ana", tax_id="1", name="Ana", digest=b"1")
+    for at, kept in ((None, None), (7, 7), (8, 7)):
+        if at is not None:
+            await registry.opened(5000, at)
+        owner = await registry.owner(5000)
+        assert owner is not None
+        assert owner.opened_at == kept
+
+
+async def test_the_first_answer_is_kept_for_its_time(registry: Registry, pool: asyncpg.Pool[asyncpg.Record]) -> None:
+    event, day = ids.derive("a"), timedelta(days=1)
+    assert await registry.answer(event, 7_999) is None
+    assert await registry.keep_answer(event, 7_999, b"one", day) == b"one"
+    assert await registry.keep_answer(event, 7_999, b"two", day) == b"one"
+    assert await registry.answer(event, 7_000) == b"one"  # as a repeat is told
+    assert await registry.keep_answer(event, 8_000, b"three", day) == b"three"  # the id came again
+    assert await registry.answer(event, 7_999) == b"one"
+    await pool.execute("UPDATE people.answers SET made_at = now() - interval '25 hours' WHERE at_us = 7")
+    await registry.keep_answer(ids.derive("b"), 9, b"four", day)
+    assert await registry.answer(event, 7_999) is None
+    assert await registry.answer(event, 8_999) == b"three"
+
+
 async def test_owner_is_cached_and_the_cache_is_bounded(pool: asyncpg.Pool[asyncpg.Record]) -> None:
     registry = Registry(pool, cached=2)
     await registry.create()
     for n in range(3):
         await registry.register(5000 + n, ids.derive(str(n)), sub=f"s{n}", tax_id="1", name="N", digest=b"")
+        await registry.opened(5000 + n, 1)
     for n in range(3):
         await registry.owner(5000 + n)
     await pool.execute("DELETE FROM people.owners")
@@ -110,7 +136,7 @@ async def test_accounts_of_a_sub_come_in_pages(registry: Registry) -> None:
     first = await registry.accounts("ana", limit=2)
     rest = await registry.accounts("ana", after=first[-1].account, limit=2)
     assert [owner.account for owner in (*first, *rest)] == [5001, 5003, 5005]
-    for after, limit in ((-1, 1), (2**63, 1), (0, 0), (0, 1001)):
+    for after, limit in ((-1, 1), (2**63, 1), (0, 0), (0, 1002)):
         with pytest.raises(ValueError, match="range"):
             await registry.accounts("ana", after=after, limit=limit)
 
