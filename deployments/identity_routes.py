@@ -72,10 +72,12 @@ def api_operations() -> tuple[Operation, ...]:
         ),
         Operation(
             "POST", "/auth/logout", "logout", "End the login that the token came of",
-            "Its refresh token and its access tokens stop.", accounts.logout, scope="any", status=204,
+            "Its refresh token and its access tokens stop, and with it ends the session at the login page that it came "
+            "by, and the one of the browser that asks.", accounts.logout, scope="any", status=204,
         ),
         Operation(
-            "POST", "/auth/password", "changePassword", "Change the password", "Ends every login, this one too.",
+            "POST", "/auth/password", "changePassword", "Change the password", "Ends every login, this one too, what "
+            "programs were let in by, and every access key unless `revoke_access_keys` is false.",
             accounts.change_password, scope=SELF, request=PasswordRequest, status=204,
             problems=(WRONG_CREDENTIALS, WEAK_PASSWORD, TOO_MANY_ATTEMPTS),
         ),

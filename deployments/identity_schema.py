@@ -53,6 +53,9 @@ class PasswordRequest(Struct, forbid_unknown_fields=True):
 
     current_password: str
     new_password: Annotated[str, Meta(description="15 to 256 characters.")]
+    revoke_access_keys: Annotated[
+        bool | UnsetType, Meta(description="Whether one's access keys end as well; true when left out.")
+    ] = UNSET
 
 
 class AccessKeyRequest(Struct, forbid_unknown_fields=True):
