@@ -32,8 +32,9 @@ _PAGE: Final = (
     (b"cache-control", b"public, max-age=300"),
 )
 """Of a page beside the login's, as strict as that one, but the same for everybody."""
-_KEYS: Final = "/auth/access-keys/"
-_BEARERS: Final = frozenset({"/auth/logout", "/auth/password", "/auth/access-keys", "/oauth/userinfo"})
+_ONES_OWN: Final = ("/auth/access-keys", "/auth/sessions")
+_BEARERS: Final = frozenset({"/auth/logout", "/auth/password", "/oauth/userinfo", *_ONES_OWN})
+_EACH: Final = tuple(f"{path}/" for path in _ONES_OWN)
 
 
 def create_app(services: Services) -> ASGIApp:
@@ -54,7 +55,7 @@ def create_app(services: Services) -> ASGIApp:
 
 def is_public(path: str) -> bool:
     """All but the few calls that a token opens."""
-    return path not in _BEARERS and not path.startswith(_KEYS)
+    return path not in _BEARERS and not path.startswith(_EACH)
 
 
 def translate(error: Exception) -> ProblemError | None:

@@ -38,6 +38,8 @@ from deployments.identity_schema import (
     PasswordRequest,
     Registered,
     RegisterRequest,
+    Session,
+    Sessions,
     Tokens,
 )
 from deployments.json_body import text
@@ -46,6 +48,7 @@ from deployments.problems import (
     TOO_MANY_KEYS,
     UNAUTHENTICATED,
     UNKNOWN_KEY,
+    UNKNOWN_SESSION,
     USERNAME_TAKEN,
     WRONG_CREDENTIALS,
     ProblemError,
@@ -55,11 +58,15 @@ from deployments.request import JSON, Answer, json_answer
 from deployments.tax_id import read_tax_id
 from storage.identity import LoginEnded, User, UsernameTaken, canonical_username
 from storage.identity_clients import Client
-from storage.identity_grants import Family
+from storage.identity_grants import Family, Listed
 from storage.references import person_reference
 
 NO_STORE: Final = [JSON, (b"cache-control", b"no-store")]
 KEYS_MAX: Final = 50
+SESSIONS_PAGE: Final = 100
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+_CURSOR: Final = re.compile(r"([0-9]{1,17})\.([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", re.ASCII)
 _KEY_MIN_S: Final = 60
 _USERNAME: Final = re.compile(r"[^\W_](?:[\w.@+-]{0,62}[\w])?")
 _REGISTER: Final = msgspec.json.Decoder(RegisterRequest)
@@ -170,6 +177,45 @@ async def _person(call: Call) -> User:
 
 def _speaks_for_nobody() -> ProblemError:
     return ProblemError(UNAUTHENTICATED, "The token speaks for nobody", headers={"www-authenticate": "Bearer"})
+
+
+# -- sessions ---------------------------------------------------------------------------------------------------------
+
+
+async def list_sessions(call: Call) -> Answer:
+    """GET /auth/sessions."""
+    given = call.query("cursor").get("cursor")
+    user = await _person(call)
+    after = None if given is None else _read_cursor(given)
+    found = await call.services.grants.sessions_of(user.sub, after, SESSIONS_PAGE + 1)
+    page, mine = found[:SESSIONS_PAGE], call.identified().claims.get("sid")
+    items = [
+        Session(
+            one.id, one.client_id, one.client_name, one.scope, _instant(one.auth_time) or "",
+            _instant(one.last_used_at), _instant(one.expires_at) or "", one.id == mine,
+        )
+        for one in page
+    ]  # fmt: skip
+    return json_answer(200, Sessions(items, _cursor(page[-1]) if len(found) > len(page) else None), list(NO_STORE))
+
+
+async def end_session(call: Call) -> Answer:
+    """DELETE /auth/sessions/{id}."""
+    user = await _person(call)
+    if not await call.services.grants.end_session(user.sub, call.path["id"], call.by(user.sub)):
+        raise ProblemError(UNKNOWN_SESSION, "You have no such session")
+    return Answer(204, b"", [NO_STORE[1]])
+
+
+def _cursor(last: Listed) -> str:
+    return f"{(last.auth_time - _EPOCH) // _MICROSECOND}.{last.id}"
+
+
+def _read_cursor(given: str) -> tuple[datetime, str]:
+    found = _CURSOR.fullmatch(given)
+    if found is None:
+        raise malformed("cursor", "This is no cursor of this list")
+    return _EPOCH + int(found[1]) * _MICROSECOND, found[2]
 
 
 # -- access keys ------------------------------------------------------------------------------------------------------

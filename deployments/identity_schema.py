@@ -97,6 +97,26 @@ class AccessKeys(Struct):
     next_cursor: None
 
 
+class Session(Struct):
+    """Something that somebody is logged in by. No secret is in it."""
+
+    id: str
+    client_id: Annotated[str | None, Meta(description="The program; `razao`: by password; null: the login page.")]
+    client_name: str | None
+    scope: str | None
+    logged_in_at: str
+    last_used_at: Annotated[str | None, Meta(description="When it last got new tokens; null when it never did.")]
+    expires_at: str
+    current: Annotated[bool, Meta(description="Whether the token that asks belongs to it.")]
+
+
+class Sessions(Struct):
+    """What somebody is logged in by, the newest first."""
+
+    items: list[Session]
+    next_cursor: str | None
+
+
 class Claims(Struct):
     """Of the person whom the token speaks for."""
 

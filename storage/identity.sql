@@ -43,9 +43,11 @@ CREATE TABLE IF NOT EXISTS identity.families (
     auth_time timestamptz NOT NULL,
     expires_at timestamptz NOT NULL,
     revoked_at timestamptz,
-    session uuid                        -- at the login page, that it came of
+    session uuid,                       -- at the login page, that it came of
+    last_used_at timestamptz            -- a refresh token of it was; none: never
 );
 ALTER TABLE identity.families ADD COLUMN IF NOT EXISTS session uuid;
+ALTER TABLE identity.families ADD COLUMN IF NOT EXISTS last_used_at timestamptz;
 CREATE INDEX IF NOT EXISTS families_sub ON identity.families (sub) WHERE revoked_at IS NULL;
 CREATE INDEX IF NOT EXISTS families_expiry ON identity.families (expires_at);
 

@@ -40,6 +40,19 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True)
+class Listed:
+    """A family, or a session at the login page, as its person sees it."""
+
+    id: str
+    client_id: str | None  # none: the login page
+    client_name: str | None
+    scope: str | None
+    auth_time: datetime
+    last_used_at: datetime | None  # of its refresh tokens
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Code:
     """An authorization code."""
 
@@ -61,6 +74,20 @@ class Reused:
     family: str
     sub: str
     client_id: str
+
+
+_SESSIONS: Final = """
+SELECT * FROM (
+    SELECT f.id, f.client_id, c.name AS client_name, f.scope, f.auth_time, f.last_used_at, f.expires_at
+    FROM identity.families f JOIN identity.clients c USING (client_id)
+    WHERE f.sub = $1 AND f.revoked_at IS NULL AND f.expires_at > now()
+    UNION ALL
+    SELECT id, NULL, NULL, NULL, auth_time, NULL, expires_at FROM identity.sessions
+    WHERE sub = $1 AND expires_at > now()
+) AS s
+WHERE $2::timestamptz IS NULL OR (auth_time, id) < ($2, $3::uuid)
+ORDER BY auth_time DESC, id DESC LIMIT $4
+"""
 
 
 class Grants:
@@ -101,7 +128,8 @@ class Grants:
         """Use a refresh token up and put another in its place. False: somebody was faster, or the family has ended."""
         async with transaction(self._pool) as connection:
             alive = await connection.fetchval(
-                "SELECT id FROM identity.families WHERE id = $1 AND revoked_at IS NULL FOR UPDATE", uuid.UUID(family.id)
+                "UPDATE identity.families SET last_used_at = now() WHERE id = $1 AND revoked_at IS NULL RETURNING id",
+                uuid.UUID(family.id),
             )
             used = await connection.execute(
                 "UPDATE identity.refresh_tokens SET used_by = $2 WHERE digest = $1"
@@ -129,16 +157,16 @@ class Grants:
         them go the codes that were given there and not yet used.
         """
         async with transaction(self._pool) as connection:
-            ended = await connection.fetch(
-                "DELETE FROM identity.sessions s USING identity.families f"
-                " WHERE f.id = $1 AND s.sub = f.sub AND (s.id = f.session OR s.digest = $2) RETURNING s.id",
-                read_uuid(family),
-                cookie,
-            )
-            await connection.execute(
-                "DELETE FROM identity.codes WHERE session = ANY($1) AND used_by IS NULL", [row["id"] for row in ended]
-            )
-            await _end(connection, family, self._life, by, "logout")
+            await self._log_out(connection, family, cookie, by)
+
+    async def _log_out(self, connection: Connection, family: str, cookie: bytes | None, by: By) -> None:
+        await _close(
+            connection,
+            "DELETE FROM identity.sessions s USING identity.families f"
+            " WHERE f.id = $1 AND s.sub = f.sub AND (s.id = f.session OR s.digest = $2) RETURNING s.id",
+            read_uuid(family), cookie,
+        )  # fmt: skip
+        await _end(connection, family, self._life, by, "logout")
 
     async def revoke_access_token(self, jti: str, sub: str, by: By) -> None:
         """Stop one access token."""
@@ -240,6 +268,41 @@ class Grants:
         )
         return None if row is None else Session(str(row["id"]), str(row["sub"]), row["auth_time"])
 
+    # -- what a person sees of them -----------------------------------------------------------------------------------
+
+    async def sessions_of(self, sub: str, after: tuple[datetime, str] | None, limit: int) -> list[Listed]:
+        """Whatever somebody is logged in by, the newest first; `after`: time and id of the last one before."""
+        at, last = (None, None) if after is None else (after[0], uuid.UUID(after[1]))
+        rows = await self._pool.fetch(_SESSIONS, read_uuid(sub), at, last, limit)
+        return [
+            Listed(
+                str(row["id"]), row["client_id"], row["client_name"], row["scope"], row["auth_time"],
+                row["last_used_at"], row["expires_at"],
+            )
+            for row in rows
+        ]  # fmt: skip
+
+    async def end_session(self, sub: str, session: str, by: By) -> bool:
+        """End one of them, a family as `log_out` does. False: the person has none of that id."""
+        async with transaction(self._pool) as connection:
+            owns = await connection.fetchval(
+                "SELECT true FROM identity.families WHERE id = $1 AND sub = $2 AND revoked_at IS NULL"
+                " AND expires_at > now()",
+                read_uuid(session),
+                read_uuid(sub),
+            )
+            if owns:
+                await self._log_out(connection, session, None, by)
+                return True
+            ended = await _close(
+                connection,
+                "DELETE FROM identity.sessions WHERE id = $1 AND sub = $2 AND expires_at > now() RETURNING id",
+                read_uuid(session), read_uuid(sub),
+            )  # fmt: skip
+            if ended:
+                await record(connection, by, "session.ended", sub, page=True)
+        return bool(ended)
+
     async def sweep(self) -> None:
         """Forget what has run out."""
         for table, keep in (
@@ -311,6 +374,13 @@ async def _begin(connection: Connection, family: Family, refresh: bytes | None) 
         await connection.execute(
             "INSERT INTO identity.refresh_tokens (digest, family) VALUES ($1, $2)", refresh, uuid.UUID(family.id)
         )
+
+
+async def _close(connection: Connection, statement: str, *arguments: Any) -> bool:
+    """End sessions at the login page by a statement that returns their ids, with the codes that were given in them."""
+    ended = [row["id"] for row in await connection.fetch(statement, *arguments)]
+    await connection.execute("DELETE FROM identity.codes WHERE session = ANY($1) AND used_by IS NULL", ended)
+    return bool(ended)
 
 
 async def _end(connection: Connection, family: str, access_life: timedelta, by: By, action: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -215,6 +216,108 @@ async def test_an_access_key_that_is_deleted_while_its_token_is_made_gives_none(
     monkeypatch.setattr(house.services.users, "by_sub", by_sub_and)
     refused = await by_key(house, key)
     assert (refused.status_code, refused.json()["error"]) == (401, "invalid_client")
+
+
+# -- what one sees of it ----------------------------------------------------------------------------------------------
+
+
+async def sessions_of(house: House, token: str, path: str = "/auth/sessions") -> dict[str, Any]:
+    async with house.http(**bearer(token)) as http:
+        answer = await http.get(path)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+async def end(house: House, token: str, session: str) -> int:
+    async with house.http(**bearer(token)) as http:
+        return (await http.delete(f"/auth/sessions/{session}")).status_code
+
+
+async def test_a_person_sees_what_they_are_logged_in_by_and_no_secret(house: House, browser: Browser) -> None:
+    first, second = await house.person(), await house.login()
+    client_id, _ = await house.client()
+    theirs = (await exchange(house, browser, client_id, (await browser.consent(client_id))["code"])).json()
+    second = (await refresh(house, second)).json()
+    await house.person("bia")
+    listed = await sessions_of(house, first["access_token"])
+    items = listed["items"]
+    assert listed["next_cursor"] is None
+    known = {(None, None): 1, ("razao", "Razao"): 2, (client_id, "An app"): 1}
+    assert Counter((one["client_id"], one["client_name"]) for one in items) == known
+    assert [one["current"] for one in items if one["client_id"] == "razao"] == [False, True]  # the newest first
+    assert [one["last_used_at"] is not None for one in items if one["client_id"] == "razao"] == [True, False]
+    assert [one["logged_in_at"] for one in items] == sorted((one["logged_in_at"] for one in items), reverse=True)
+    for secret in (theirs["refresh_token"], second["refresh_token"], browser.http.cookies["razao-session"]):
+        assert secret not in str(items)
+        assert house.services.digest(secret).hex() not in str(items)
+
+
+async def test_a_person_ends_what_they_are_logged_in_by_one_by_one(house: House, browser: Browser) -> None:
+    mine, other = await house.person(), await house.login()
+    client_id, _ = await house.client()
+    theirs = (await exchange(house, browser, client_id, (await browser.consent(client_id))["code"])).json()
+    items = (await sessions_of(house, mine["access_token"]))["items"]
+    [program] = [one["id"] for one in items if one["client_id"] == client_id]
+    [login] = [one["id"] for one in items if one["client_id"] == "razao" and not one["current"]]
+    assert await end(house, mine["access_token"], login) == 204
+    await stopped(house, other["access_token"])
+    assert (await refresh(house, other)).json()["error"] == "invalid_grant"
+    assert await end(house, mine["access_token"], program) == 204  # and with it the login page that it came by
+    await stopped(house, theirs["access_token"])
+    assert await asks_for_password(browser, client_id)
+    unused = (await browser.consent(client_id))["code"]
+    [page] = [
+        one["id"] for one in (await sessions_of(house, mine["access_token"]))["items"] if one["client_id"] is None
+    ]
+    assert await end(house, mine["access_token"], page) == 204
+    assert await asks_for_password(browser, client_id)
+    assert (await exchange(house, browser, client_id, unused)).json()["error"] == "invalid_grant"
+    for gone in (login, program, page, "x", "00000000-0000-4000-8000-000000000000"):
+        assert await end(house, mine["access_token"], gone) == 404
+    assert [one["current"] for one in (await sessions_of(house, mine["access_token"]))["items"]] == [True]
+
+
+async def test_nobody_sees_or_ends_what_others_are_logged_in_by(house: House, browser: Browser) -> None:
+    ana, bia = await house.person("ana"), await house.person("bia")
+    client_id, _ = await house.client()
+    theirs = (await exchange(house, browser, client_id, (await browser.consent(client_id))["code"])).json()
+    key = await make_key(house, ana["access_token"])
+    of_key = (await by_key(house, key)).json()["access_token"]
+    items = (await sessions_of(house, ana["access_token"]))["items"]
+    assert len(items) == 3
+    for one in items:
+        assert await end(house, bia["access_token"], one["id"]) == 404
+        for token in (theirs["access_token"], of_key):  # a program, and a key, are not the person
+            assert await end(house, token, one["id"]) == 403
+    for token in (theirs["access_token"], of_key):
+        async with house.http(**bearer(token)) as http:
+            assert (await http.get("/auth/sessions")).status_code == 403
+    assert (await sessions_of(house, ana["access_token"]))["items"] == items
+
+
+async def test_a_long_list_of_sessions_comes_by_pages_that_lack_none(house: House) -> None:
+    tokens = await house.person()
+    sub, count = await house.pool.fetchval("SELECT sub FROM identity.users WHERE username = 'ana'"), 250
+    await house.pool.execute(
+        "INSERT INTO identity.families (id, sub, client_id, scope, auth_time, expires_at)"
+        " SELECT gen_random_uuid(), $1, 'razao', '', now() - (n / 3) * interval '1 microsecond',"
+        " now() + interval '1 day' FROM generate_series(1, $2::integer) AS n",
+        sub, count,
+    )  # fmt: skip
+    seen, sizes, cursor = set(), [], ""
+    while cursor is not None:
+        page = await sessions_of(house, tokens["access_token"], f"/auth/sessions{cursor and '?cursor=' + cursor}")
+        seen |= {one["id"] for one in page["items"]}
+        sizes.append(len(page["items"]))
+        cursor = page["next_cursor"]
+    assert (sizes, len(seen)) == ([100, 100, 51], count + 1)
+    async with house.http(**bearer(tokens["access_token"])) as http:
+        for wrong in ("cursor=x", "cursor=", "cursor=1.2", "limit=1", f"cursor={'9' * 18}.{sub}", f"cursor=1.{sub}%0A"):
+            answer = await http.get(f"/auth/sessions?{wrong}")
+            assert (answer.status_code, answer.json()["type"]) == (400, "/problems/malformed"), wrong
+        last = await http.get(f"/auth/sessions?cursor={'9' * 17}.{sub}")
+        assert last.status_code == 200
 
 
 # -- the leave to come in ---------------------------------------------------------------------------------------------
