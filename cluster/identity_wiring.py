@@ -20,7 +20,7 @@ from deployments.identity_roles import PAYMENTS
 from deployments.identity_services import Lifetimes, Services
 from deployments.identity_signing import Signer, StoredKeys
 from deployments.serving import Application, Spec
-from storage.identity import Users, create
+from storage.identity import Users
 from storage.identity_clients import Clients
 from storage.identity_grants import Attempts, Grants
 from storage.identity_keys import Follower, SigningKeys
@@ -82,7 +82,6 @@ async def identity_application(config: dict[str, Any]) -> Application:
     plan = await Plan.taken_up(config)
     os.nice(_NICENESS)  # a storm of logins must not take from transfers
     pool = await asyncpg.create_pool(plan.dsn, min_size=1, max_size=_CONNECTIONS)
-    await create(pool)  # new code may come to an engine that runs, whose schema an older one has made
     # A crash may forget some attempts; waiting for the disk at each would slow down whoever does need it.
     counters = await asyncpg.create_pool(
         plan.dsn, min_size=1, max_size=_COUNTERS, server_settings={"synchronous_commit": "off"}

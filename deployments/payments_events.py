@@ -160,7 +160,6 @@ class EventStream:
                 break
             news.clear()
             page = await self._page()
-            await self.call.reauthenticate()
             if page:
                 await self._send(send, b"".join(map(self._frame, page)))
             if len(page) < _PAGE_EVENTS and not await _within(news, min(left, self.streams.limits.heartbeat_s)):
@@ -169,12 +168,17 @@ class EventStream:
             raise ProblemError(UNAUTHENTICATED, "The token has expired")
 
     async def _page(self) -> list[Happening]:
+        """What comes next; nothing while that cannot be had, or nobody can tell whether the caller may have it."""
         try:
-            return await self.streams.feed.page(self.reader, self.cursor, _PAGE_EVENTS)
-        except DATABASE_AWAY as error:
+            page = await self.streams.feed.page(self.reader, self.cursor, _PAGE_EVENTS)
+            await self.call.reauthenticate()
+        except (ProblemError, *DATABASE_AWAY) as error:
+            if isinstance(error, ProblemError) and error.problem is not UNAVAILABLE:
+                raise
             _LOG.warning("a stream of events waits: %r", error)
             await asyncio.sleep(_AWAY_S)
             return []
+        return page
 
     async def _send(self, send: Send, body: bytes) -> None:
         async with asyncio.timeout(self.streams.limits.send_s):

@@ -305,7 +305,9 @@ async def test_a_long_list_of_sessions_comes_by_pages_that_lack_none(house: Hous
         " now() + interval '1 day' FROM generate_series(1, $2::integer) AS n",
         sub, count,
     )  # fmt: skip
-    seen, sizes, cursor = set(), [], ""
+    cursor: str | None = ""
+    seen: set[str] = set()
+    sizes: list[int] = []
     while cursor is not None:
         page = await sessions_of(house, tokens["access_token"], f"/auth/sessions{cursor and '?cursor=' + cursor}")
         seen |= {one["id"] for one in page["items"]}

@@ -21,6 +21,8 @@ import pytest
 from cluster import identity
 from cluster.identity_wiring import Trust
 from cluster.postgres import PostgresServer
+from deployments.auth.issuers import OwnTokens, Verifier
+from deployments.auth.tokens import TokenVerifier
 from deployments.listener import Listener
 from deployments.payments import create_app
 from deployments.payments_events import Limits
@@ -273,28 +275,72 @@ async def reader_of(house: House) -> Reader:
 
 
 @contextmanager
-def door(made: Engine, house: House) -> Iterator[str]:
-    """The engine's payments behind the tokens of an identity service; its address."""
+def door(made: Engine, verifier: Verifier) -> Iterator[str]:
+    """The engine's payments behind other tokens; its address."""
 
-    async def start() -> tuple[Listener, Trust, Any]:
-        pool = await asyncpg.create_pool(house.plan.dsn, min_size=1, max_size=1)
-        trust = Trust(house.plan, pool)
-        await trust.start()
-        app = create_app(replace(made.services, verifier=trust.verifier()))
-        listener = Listener(app, "127.0.0.1", 0)
-        await listener.start()
-        return listener, trust, pool
+    async def start() -> Listener:
+        found = Listener(create_app(replace(made.services, verifier=verifier)), "127.0.0.1", 0)
+        await found.start()
+        return found
 
-    async def stop() -> None:
-        await listener.drain(5.0, idle_s=0.0)
-        await trust.close()
-        await pool.close()
-
-    listener, trust, pool = made.run(start())
+    listener: Listener = made.run(start())
     try:
         yield f"http://127.0.0.1:{listener.port}"
     finally:
+        made.run(listener.drain(5.0, idle_s=0.0))
+
+
+@contextmanager
+def trusting(made: Engine, house: House) -> Iterator[Verifier]:
+    """Who verifies an identity service's tokens, on the engine's loop."""
+
+    async def start() -> tuple[Trust, asyncpg.Pool[asyncpg.Record]]:
+        pool = await asyncpg.create_pool(house.plan.dsn, min_size=1, max_size=1)
+        found = Trust(house.plan, pool)
+        await found.start()
+        return found, pool
+
+    async def stop() -> None:
+        await trust.close()
+        await pool.close()
+
+    trust, pool = made.run(start())
+    try:
+        yield trust.verifier()
+    finally:
         made.run(stop())
+
+
+@dataclass
+class Revocations:
+    """A list of revocations, of which nothing is on it, and which can be read or not."""
+
+    fresh: bool = True
+
+    def revoked(self, _marks: object) -> bool:
+        """Whether one of them is there."""
+        return False
+
+
+def test_while_nobody_can_tell_who_was_revoked_a_stream_says_nothing_and_goes_on_later(
+    engine: tuple[Engine, World],
+) -> None:
+    """It stays open: to come back would not help its reader, who would be refused."""
+    made, world = engine
+    caller, account = world.person()
+    assert isinstance(made.services.verifier, TokenVerifier)
+    revocations = Revocations()
+    with (
+        door(made, OwnTokens(made.services.verifier, revocations)) as url,
+        httpx.Client(base_url=url, timeout=10, trust_env=False) as http,
+        stream(Caller(http, caller.headers["authorization"].removeprefix("Bearer "), caller.sub)) as mine,
+    ):
+        revocations.fresh = False
+        world.fund(account, 1)
+        for _ in range(3):
+            assert mine.comment()  # an event among these would be passed over, and lacking below
+        revocations.fresh = True
+        assert told(mine.take(1)) == [("transfer.settled", "credit", 1)]
 
 
 _ENDS: Final = [
@@ -314,7 +360,7 @@ async def test_a_stream_ends_within_a_heartbeat_of_what_let_its_reader_in_and_sa
     if by_key:
         token = (await house.token({"grant_type": "client_credentials"}, auth=reader.key)).json()["access_token"]
     headers = {"authorization": f"Bearer {token}"}
-    with door(made, house) as url:
+    with trusting(made, house) as verifier, door(made, verifier) as url:
         async with httpx.AsyncClient(base_url=url, timeout=10, trust_env=False, headers=headers) as http:
             async with asyncio.timeout(10), http.stream("GET", "/v1/events") as answer:
                 assert answer.status_code == 200
