@@ -53,6 +53,11 @@ class Stream:
         """The next comment."""
         return next(line for line in self._lines if line.startswith(":"))
 
+    def before_comment(self) -> list[str]:
+        """The types of the events that come before the next comment."""
+        lines = itertools.takewhile(lambda line: not line.startswith(":"), self._lines)
+        return [line.removeprefix(f"event: {PREFIX}") for line in lines if line.startswith("event: ")]
+
     def _events(self) -> Iterator[Sent]:
         for block in self._blocks():
             if block["event"] == "problem":
