@@ -154,13 +154,13 @@ def users_list(tier: OfTier = None, data: Data = None, as_json: Json = False) ->
 
 @users.command("disable")
 def users_disable(name: Name, tier: OfTier = None, data: Data = None, as_json: Json = False) -> None:
-    """Let somebody in no more; their tokens and access keys stop at once, a tier's user within a second."""
+    """Let somebody in no more; their tokens and access keys end at once and for good, a tier's user within a second."""
     _set_enabled(name, tier, data, as_json, enabled=False)
 
 
 @users.command("enable")
 def users_enable(name: Name, tier: OfTier = None, data: Data = None, as_json: Json = False) -> None:
-    """Let somebody in again."""
+    """Let somebody in again. What was ended stays so: they log in anew and make new access keys."""
     _set_enabled(name, tier, data, as_json, enabled=True)
 
 

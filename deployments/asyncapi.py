@@ -44,7 +44,8 @@ def document(title: str, version: str, stream_path: str) -> dict[str, Any]:
                 "address": stream_path,
                 "description": (
                     "The caller's own accounts, as server-sent events: `data` is the message, `event` its type, and "
-                    "`id` what to come back with as `Last-Event-ID`. The OpenAPI document has the call."
+                    "`id` what to come back with as `Last-Event-ID`. A stream whose token opens it no more ends with "
+                    "an event `problem`, without an id. The OpenAPI document has the call."
                 ),
                 "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in messages},
             },

@@ -12,8 +12,8 @@ from typing import Final
 import msgspec
 from msgspec import UNSET
 
-from deployments.identity_call import Call
-from deployments.identity_login import check_credentials, refuse_too_fast
+from deployments.identity_call import SESSION, Call
+from deployments.identity_login import check_credentials, refuse_too_fast, wrong_credentials
 from deployments.identity_oauth import CREDENTIALS_GRANT, Desk, Facts, new_secret
 from deployments.identity_passwords import LENGTH_MAX, check_password, normalized
 from deployments.identity_roles import (
@@ -38,6 +38,8 @@ from deployments.identity_schema import (
     PasswordRequest,
     Registered,
     RegisterRequest,
+    Session,
+    Sessions,
     Tokens,
 )
 from deployments.json_body import text
@@ -47,6 +49,7 @@ from deployments.problems import (
     TOO_MANY_KEYS,
     UNAUTHENTICATED,
     UNKNOWN_KEY,
+    UNKNOWN_SESSION,
     USERNAME_TAKEN,
     WRONG_CREDENTIALS,
     ProblemError,
@@ -54,13 +57,17 @@ from deployments.problems import (
 )
 from deployments.request import JSON, Answer, json_answer
 from deployments.tax_id import read_tax_id
-from storage.identity import User, UsernameTaken, canonical_username
+from storage.identity import LoginEnded, User, UsernameTaken, canonical_username
 from storage.identity_clients import Client
-from storage.identity_grants import Family
+from storage.identity_grants import Family, Listed
 from storage.references import person_reference
 
 NO_STORE: Final = [JSON, (b"cache-control", b"no-store")]
 KEYS_MAX: Final = 50
+SESSIONS_PAGE: Final = 100
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+_CURSOR: Final = re.compile(r"([0-9]{1,17})\.([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", re.ASCII)
 _KEY_MIN_S: Final = 60
 _USERNAME: Final = re.compile(r"[^\W_](?:[\w.@+-]{0,62}[\w])?")
 _REGISTER: Final = msgspec.json.Decoder(RegisterRequest)
@@ -112,7 +119,7 @@ async def login(call: Call) -> Answer:
     audience = PAYMENTS if request.audience is UNSET else request.audience
     if audience not in AUDIENCES:
         raise malformed("audience", f"A token is for one of: {', '.join(AUDIENCES)}")
-    user = await check_credentials(call, request.username, request.password)
+    user, password = await check_credentials(call, request.username, request.password)
     scopes = login_scopes(user.role, audience)
     if not scopes:
         raise ProblemError(FORBIDDEN, "Your role has nothing to do there", field="audience")
@@ -122,18 +129,20 @@ async def login(call: Call) -> Answer:
     tokens = await asyncio.to_thread(desk.login_token, desk.client, in_order(scopes))
     ends = desk.auth_time + timedelta(seconds=services.lifetimes.refresh_s)
     family = Family(desk.sid, user.sub, FIRST_PARTY, tokens["scope"], desk.auth_time, ends)
-    if not await services.grants.begin(family, services.digest(tokens["refresh_token"]), call.by(user.sub)):
-        raise ProblemError(WRONG_CREDENTIALS, WRONG_CREDENTIALS.title)
+    if not await services.grants.begin(family, services.digest(tokens["refresh_token"]), password, call.by(user.sub)):
+        raise wrong_credentials()
     return json_answer(200, Tokens(**tokens), list(NO_STORE))
 
 
 async def logout(call: Call) -> Answer:
-    """POST /auth/logout."""
+    """POST /auth/logout. Whoever logs out of a program is also out at the login page that it came by."""
     identity = call.identified()
     family = identity.claims.get("sid")
     if family is None:
         raise ProblemError(FORBIDDEN, "This token belongs to no login: delete the access key instead")
-    await call.services.grants.end(family, call.by(identity.subject), "logout")
+    cookie = call.cookie(SESSION)
+    digest = call.services.digest(cookie) if cookie else None
+    await call.services.grants.log_out(family, digest, call.by(identity.subject))
     return Answer(204, b"", [NO_STORE[1]])
 
 
@@ -154,7 +163,8 @@ async def change_password(call: Call) -> Answer:
         raise ProblemError(WRONG_CREDENTIALS, "The current password is wrong", field="current_password")
     await services.attempts.forget(services.digest(f"password\0{user.sub}"))
     hashed = await services.passwords.hash(new)
-    if not await services.users.change_password(user.sub, known, hashed, call.by(user.sub)):
+    by, revoke_keys = call.by(user.sub), request.revoke_access_keys is not False
+    if not await services.users.change_password(user.sub, known, hashed, by, revoke_keys=revoke_keys):
         raise ProblemError(WRONG_CREDENTIALS, "The current password is wrong", field="current_password")
     return Answer(204, b"", [NO_STORE[1]])
 
@@ -163,8 +173,51 @@ async def _person(call: Call) -> User:
     """Whoever manages their own things."""
     user = await call.services.users.by_sub(call.person(SELF))
     if user is None or user.disabled:
-        raise ProblemError(UNAUTHENTICATED, "The token speaks for nobody", headers={"www-authenticate": "Bearer"})
+        raise _speaks_for_nobody()
     return user
+
+
+def _speaks_for_nobody() -> ProblemError:
+    return ProblemError(UNAUTHENTICATED, "The token speaks for nobody", headers={"www-authenticate": "Bearer"})
+
+
+# -- sessions ---------------------------------------------------------------------------------------------------------
+
+
+async def list_sessions(call: Call) -> Answer:
+    """GET /auth/sessions."""
+    given = call.query("cursor").get("cursor")
+    user = await _person(call)
+    after = None if given is None else _read_cursor(given)
+    found = await call.services.grants.sessions_of(user.sub, after, SESSIONS_PAGE + 1)
+    page, mine = found[:SESSIONS_PAGE], call.identified().claims.get("sid")
+    items = [
+        Session(
+            one.id, one.client_id, one.client_name, one.scope, _instant(one.auth_time) or "",
+            _instant(one.last_used_at), _instant(one.expires_at) or "", one.id == mine,
+        )
+        for one in page
+    ]  # fmt: skip
+    return json_answer(200, Sessions(items, _cursor(page[-1]) if len(found) > len(page) else None), list(NO_STORE))
+
+
+async def end_session(call: Call) -> Answer:
+    """DELETE /auth/sessions/{id}."""
+    user = await _person(call)
+    if not await call.services.grants.end_session(user.sub, call.path["id"], call.by(user.sub)):
+        raise ProblemError(UNKNOWN_SESSION, "You have no such session")
+    return Answer(204, b"", [NO_STORE[1]])
+
+
+def _cursor(last: Listed) -> str:
+    return f"{(last.auth_time - _EPOCH) // _MICROSECOND}.{last.id}"
+
+
+def _read_cursor(given: str) -> tuple[datetime, str]:
+    found = _CURSOR.fullmatch(given)
+    if found is None:
+        raise malformed("cursor", "This is no cursor of this list")
+    return _EPOCH + int(found[1]) * _MICROSECOND, found[2]
 
 
 # -- access keys ------------------------------------------------------------------------------------------------------
@@ -181,10 +234,14 @@ async def make_key(call: Call) -> Answer:
     if not _KEY_MIN_S <= life_s <= services.lifetimes.key_s:
         raise malformed("expires_in", f"An access key lives {_KEY_MIN_S} to {services.lifetimes.key_s} seconds")
     secret = new_secret("rzs")
-    client = await services.clients.add(
-        f"key-{uuid.uuid4()}", name, secret=services.digest(secret), owner=user.sub, grants=[CREDENTIALS_GRANT],
-        scopes=scopes, expires_at=datetime.now(UTC) + timedelta(seconds=life_s), by=call.by(user.sub), at_most=KEYS_MAX,
-    )  # fmt: skip
+    try:
+        client = await services.clients.add(
+            f"key-{uuid.uuid4()}", name, secret=services.digest(secret), owner=user.sub, grants=[CREDENTIALS_GRANT],
+            scopes=scopes, expires_at=datetime.now(UTC) + timedelta(seconds=life_s), by=call.by(user.sub),
+            at_most=KEYS_MAX, family=call.identified().claims["sid"],
+        )  # fmt: skip
+    except LoginEnded:
+        raise _speaks_for_nobody() from None
     if client is None:
         raise ProblemError(TOO_MANY_KEYS, f"There are {KEYS_MAX} access keys already")
     shown = _shown(client)

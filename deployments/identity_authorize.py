@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -25,10 +25,11 @@ from deployments.identity_tokens import BadRequest, check_characters
 from deployments.problems import FORBIDDEN, TOO_MANY_ATTEMPTS, WRONG_CREDENTIALS, ProblemError
 from deployments.request import Answer, Header, fields
 from storage.identity import User
-from storage.identity_grants import Code
+from storage.identity_grants import Code, Session
 
 _PATH: Final = "/oauth/authorize"
 _BROWSER_S: Final = 3600
+_WRONG: Final = "Username or password is wrong."
 
 
 @dataclass(slots=True)
@@ -39,9 +40,9 @@ class _Visit:
     request: OAuthRequest
     desk: Desk
     user: User | None
-    auth_time: datetime | None
+    login: Session | None
     browser: str
-    session: str
+    session: str  # the cookie; empty when there is no login
     headers: list[Header]
     grant: Any = None
 
@@ -108,7 +109,7 @@ async def _visit(call: Call) -> _Visit:
         raise BadRequest("The only response_mode is query")
     session = call.cookie(SESSION) or ""
     found = await services.grants.session(services.digest(session)) if session else None
-    user = await services.users.by_sub(found[0]) if found else None
+    user = await services.users.by_sub(found.sub) if found else None
     if user is None or user.disabled or found is None:
         user, found, session = None, None, ""
     browser, headers = call.cookie(BROWSER) or "", []
@@ -117,10 +118,9 @@ async def _visit(call: Call) -> _Visit:
         headers.append(call.set_cookie(BROWSER, browser, _BROWSER_S))
     client_id = parameters.get("client_id", "")
     client = await services.clients.get(client_id) if client_id else None
-    auth_time = found[1] if found else None
-    desk = Desk(services.issuing(), Facts(client, user, auth_time=auth_time))
+    desk = Desk(services.issuing(), Facts(client, user, auth_time=found.auth_time if found else None))
     request = OAuthRequest("GET", parameters, {})
-    return _Visit(call, request, desk, user, auth_time, browser, session, headers)
+    return _Visit(call, request, desk, user, found, browser, session, headers)
 
 
 def _judge(visit: _Visit) -> Answer | None:
@@ -143,9 +143,9 @@ def _with_state(visit: _Visit, error: OAuth2Error) -> OAuth2Error:
 def _is_too_old(visit: _Visit) -> bool:
     """Whether the login is older than the client will have it (OpenID Connect Core 3.1.2.1, max_age)."""
     given = visit.request.payload.data.get("max_age", "")
-    if not (given.isascii() and given.isdigit() and len(given) < 10) or visit.auth_time is None:
+    if not (given.isascii() and given.isdigit() and len(given) < 10) or visit.login is None:
         return False
-    return time.time() - visit.auth_time.timestamp() > int(given)
+    return time.time() - visit.login.auth_time.timestamp() > int(given)
 
 
 def _ask_to_log_in(visit: _Visit, status: int, wrong: str = "", more: list[Header] | None = None) -> Answer:
@@ -164,21 +164,27 @@ def _ask_for_consent(visit: _Visit) -> Answer:
 async def _log_in(visit: _Visit, form: dict[str, str]) -> Answer:
     call, services = visit.call, visit.call.services
     try:
-        user = await check_credentials(call, form.get("username", ""), form.get("password", ""))
+        user, password = await check_credentials(call, form.get("username", ""), form.get("password", ""))
     except ProblemError as error:
         if error.problem is WRONG_CREDENTIALS:
-            return _ask_to_log_in(visit, 401, "Username or password is wrong.")
+            return _ask_to_log_in(visit, 401, _WRONG)
         if error.problem is TOO_MANY_ATTEMPTS:
             retry = (b"retry-after", error.headers["retry-after"].encode())
             return _ask_to_log_in(visit, 429, "Too many attempts. Wait a little.", [retry])
         raise
-    now, life = datetime.now(UTC), timedelta(seconds=services.lifetimes.session_s)
+    life = timedelta(seconds=services.lifetimes.session_s)
     session = secrets.token_urlsafe(32)  # always a new one, so that nobody can have planted it
-    await services.grants.open_session(services.digest(session), user.sub, now, life, call.by(user.sub))
+    lost = call.cookie(SESSION)
+    login = await services.grants.open_session(
+        services.digest(session), user.sub, password, life, call.by(user.sub),
+        replaces=services.digest(lost) if lost else None,
+    )  # fmt: skip
+    if login is None:
+        return _ask_to_log_in(visit, 401, _WRONG)
     headers = [*visit.headers, call.set_cookie(SESSION, session, services.lifetimes.session_s)]
-    desk = Desk(services.issuing(), Facts(visit.desk.facts.client, user, auth_time=now))
+    desk = Desk(services.issuing(), Facts(visit.desk.facts.client, user, auth_time=login.auth_time))
     request = OAuthRequest("GET", visit.request.args, {})
-    again = _Visit(call, request, desk, user, now, visit.browser, session, headers)
+    again = _Visit(call, request, desk, user, login, visit.browser, session, headers)
     refusal = _judge(again)  # now that it is known who they are, and so what they may
     return refusal or _ask_for_consent(again)
 
@@ -187,14 +193,15 @@ async def _decided(visit: _Visit, *, allowed: bool) -> Answer:
     services, desk = visit.call.services, visit.desk
     person = desk.person() if allowed else None
     response = await asyncio.to_thread(desk.create_authorization_response, visit.request, person, visit.grant)
-    if desk.new_code is not None and visit.user is not None and desk.facts.client is not None:
+    if desk.new_code is not None and visit.login is not None and desk.facts.client is not None:
         code, scope, nonce = desk.new_code
         kept = Code(
-            desk.facts.client.client_id, visit.user.sub, visit.grant.redirect_uri, scope, nonce,
-            visit.request.payload.data["code_challenge"], desk.auth_time, services.digest(code),
+            desk.facts.client.client_id, visit.login.sub, visit.grant.redirect_uri, scope, nonce,
+            visit.request.payload.data["code_challenge"], desk.auth_time, services.digest(code), visit.login.id,
         )  # fmt: skip
         ends = datetime.now(UTC) + timedelta(seconds=services.lifetimes.code_s)
-        await services.grants.add_code(kept, ends, visit.call.by(visit.user.sub))
+        if not await services.grants.add_code(kept, ends, visit.call.by(visit.login.sub)):
+            return _ask_to_log_in(replace(visit, session=""), 401, "The login has ended. Log in again.")
     return _back(visit, response)
 
 

@@ -9,11 +9,12 @@ unknown users.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from deployments.identity_call import Call
 from deployments.identity_passwords import LENGTH_MAX, normalized
 from deployments.identity_schema import USERNAME_MAX
+from deployments.identity_services import Services
 from deployments.problems import TOO_MANY_ATTEMPTS, WRONG_CREDENTIALS, ProblemError, malformed
 from storage.identity import User, canonical_username
 
@@ -21,7 +22,14 @@ _TRUSTED_BURST: Final = 1e9
 _TRUSTED_DRIP_S: Final = 1.0
 
 
-async def check_credentials(call: Call, username: str, password: str) -> User:
+class LetIn(NamedTuple):
+    """Who has shown their password, and the hash that it fits: a login is written against that hash alone."""
+
+    user: User
+    password: str
+
+
+async def check_credentials(call: Call, username: str, password: str) -> LetIn:
     """Who it is.
 
     Raises:
@@ -39,19 +47,35 @@ async def check_credentials(call: Call, username: str, password: str) -> User:
     if not await services.attempts.known(trusted):
         await _slow_down(call, f"account\0{canonical}")
 
-    found = await services.users.to_log_in(canonical)
-    user, known = found if found is not None else (None, None)
-    matches = await services.passwords.verify(known, normalized(password))
-    if user is None or known is None or not matches or user.disabled:
-        raise ProblemError(
-            WRONG_CREDENTIALS, WRONG_CREDENTIALS.title, headers={"www-authenticate": 'Bearer realm="identity"'}
-        )
+    let_in = await _verified(services, canonical, normalized(password))
+    if let_in is None:
+        raise wrong_credentials()
     await services.attempts.forget(services.digest(pair))
     await services.attempts.give_back(services.digest(address))
     await services.attempts.take(trusted, burst=_TRUSTED_BURST, drip_s=_TRUSTED_DRIP_S)
+    return let_in
+
+
+async def _verified(services: Services, canonical: str, password: str) -> LetIn | None:
+    found = await services.users.to_log_in(canonical)
+    user, known = found if found is not None else (None, None)
+    matches = await services.passwords.verify(known, password)
+    if user is None or known is None or not matches or user.disabled:
+        return None
     if services.passwords.is_outdated(known):
-        await services.users.rehash(user.sub, known, await services.passwords.hash(normalized(password)))
-    return user
+        better = await services.passwords.hash(password)
+        if not await services.users.rehash(user.sub, known, better):
+            # Somebody was faster: the same with a better hash, or with another password.
+            return await _verified(services, canonical, password)
+        known = better
+    return LetIn(user, known)
+
+
+def wrong_credentials() -> ProblemError:
+    """The refusal of a login, always the same."""
+    return ProblemError(
+        WRONG_CREDENTIALS, WRONG_CREDENTIALS.title, headers={"www-authenticate": 'Bearer realm="identity"'}
+    )
 
 
 async def refuse_too_fast(call: Call, what: str, burst: float, drip_s: float) -> None:

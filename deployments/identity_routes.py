@@ -18,6 +18,7 @@ from deployments.identity_schema import (
     PasswordRequest,
     Registered,
     RegisterRequest,
+    Sessions,
     Tokens,
 )
 from deployments.openapi import Operation, Parameter
@@ -30,6 +31,7 @@ from deployments.problems import (
     TOO_MANY_KEYS,
     UNAUTHENTICATED,
     UNKNOWN_KEY,
+    UNKNOWN_SESSION,
     UNSUPPORTED_MEDIA_TYPE,
     USERNAME_TAKEN,
     WEAK_PASSWORD,
@@ -50,6 +52,8 @@ INTRODUCTION: Final = (
 )
 
 _KEY: Final = Parameter("id", "path", "The access key's client id.", {"type": "string"})
+_SESSION: Final = Parameter("id", "path", "Of the session.", {"type": "string"})
+_CURSOR: Final = Parameter("cursor", "query", "`next_cursor` of the page before.", {"type": "string"})
 _HTML: Final = ("text/html",)
 _FORM_PROBLEMS: Final = (MALFORMED, UNAUTHENTICATED, UNSUPPORTED_MEDIA_TYPE, TOO_LARGE)
 _FORM_IN: Final = (
@@ -72,10 +76,23 @@ def api_operations() -> tuple[Operation, ...]:
         ),
         Operation(
             "POST", "/auth/logout", "logout", "End the login that the token came of",
-            "Its refresh token and its access tokens stop.", accounts.logout, scope="any", status=204,
+            "Its refresh token and its access tokens stop, and with it ends the session at the login page that it came "
+            "by, and the one of the browser that asks.", accounts.logout, scope="any", status=204,
         ),
         Operation(
-            "POST", "/auth/password", "changePassword", "Change the password", "Ends every login, this one too.",
+            "GET", "/auth/sessions", "listSessions", "What one is logged in by",
+            "Logins by password, programs that were let in, sessions at the login page; the newest first, "
+            f"{accounts.SESSIONS_PAGE} to a page.",
+            accounts.list_sessions, scope=SELF, response=Sessions, parameters=(_CURSOR,),
+        ),
+        Operation(
+            "DELETE", "/auth/sessions/{id}", "endSession", "End one of them",
+            "As a logout there would: its tokens stop.", accounts.end_session, scope=SELF, status=204,
+            parameters=(_SESSION,), problems=(UNKNOWN_SESSION,),
+        ),
+        Operation(
+            "POST", "/auth/password", "changePassword", "Change the password", "Ends every login, this one too, what "
+            "programs were let in by, and every access key unless `revoke_access_keys` is false.",
             accounts.change_password, scope=SELF, request=PasswordRequest, status=204,
             problems=(WRONG_CREDENTIALS, WEAK_PASSWORD, TOO_MANY_ATTEMPTS),
         ),

@@ -53,6 +53,9 @@ class PasswordRequest(Struct, forbid_unknown_fields=True):
 
     current_password: str
     new_password: Annotated[str, Meta(description="15 to 256 characters.")]
+    revoke_access_keys: Annotated[
+        bool | UnsetType, Meta(description="Whether one's access keys end as well; true when left out.")
+    ] = UNSET
 
 
 class AccessKeyRequest(Struct, forbid_unknown_fields=True):
@@ -92,6 +95,26 @@ class AccessKeys(Struct):
 
     items: list[AccessKey]
     next_cursor: None
+
+
+class Session(Struct):
+    """Something that somebody is logged in by. No secret is in it."""
+
+    id: str
+    client_id: Annotated[str | None, Meta(description="The program; `razao`: by password; null: the login page.")]
+    client_name: str | None
+    scope: str | None
+    logged_in_at: str
+    last_used_at: Annotated[str | None, Meta(description="When it last got new tokens; null when it never did.")]
+    expires_at: str
+    current: Annotated[bool, Meta(description="Whether the token that asks belongs to it.")]
+
+
+class Sessions(Struct):
+    """What somebody is logged in by, the newest first."""
+
+    items: list[Session]
+    next_cursor: str | None
 
 
 class Claims(Struct):

@@ -147,11 +147,14 @@ async def _exchange(call: Call, request: OAuthRequest, facts: Facts) -> Answer:
             await services.grants.end(found.family, call.by(found.client_id), "code.reused")
         return _answer(response)
     assert isinstance(found, Code) and desk.granted is not None  # noqa: S101, PT018 - tokens were made of it
-    family = _family(call, desk, found.sub, found.client_id, desk.token["scope"])
+    ends = datetime.now(UTC) + timedelta(seconds=services.lifetimes.refresh_s)
+    family = Family(
+        desk.sid, found.sub, found.client_id, desk.token["scope"], desk.auth_time, ends, found.session
+    )  # fmt: skip
     refresh = desk.token.get("refresh_token")
     digest = None if refresh is None else services.digest(refresh)
     if not await services.grants.exchange(found.digest, family, digest, call.by(found.client_id)):
-        return oauth_error(400, "invalid_grant", "The code was used already")
+        return oauth_error(400, "invalid_grant", "The code was used already, or is good no more")
     return _answer(response)
 
 
@@ -176,14 +179,12 @@ async def _refresh(call: Call, request: OAuthRequest, facts: Facts) -> Answer:
 
 async def _credentials(call: Call, request: OAuthRequest, facts: Facts) -> Answer:
     desk, response = await _serve(call, request, facts)
-    if desk.token is not None and facts.client is not None:
-        await call.services.clients.used(facts.client, datetime.now(UTC))
+    if desk.token is None or facts.client is None:
+        return _answer(response)
+    # Looked at once more after signing: the marks of a revocation stop what was signed before it, and no more.
+    if not await call.services.clients.used(facts.client, datetime.now(UTC)):
+        return oauth_error(401, "invalid_client", "The client was revoked")
     return _answer(response)
-
-
-def _family(call: Call, desk: Desk, sub: str, client_id: str, scope: str) -> Family:
-    ends = datetime.now(UTC) + timedelta(seconds=call.services.lifetimes.refresh_s)
-    return Family(desk.sid, sub, client_id, scope, desk.auth_time, ends)
 
 
 # -- what became of a token -------------------------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
 A stream reads pages of the feed from its own place on and sends each before it reads the next, so all that it holds is
 one page. Who does not take a page in time is cut off and may resume from the last id that arrived. Nobody holds a
-connection of the database while sending. A stream ends by itself with the token, after a quarter of an hour, and when
-the replica is to go; clients of server-sent events come back on their own (WHATWG HTML, 9.2).
+connection of the database while sending. A stream ends by itself after a quarter of an hour, and when the replica is to
+go; clients of server-sent events come back on their own (WHATWG HTML, 9.2). The token is looked at again before each
+page and each heartbeat: when it opens the stream no more, a last event `problem` says so.
 """
 
 from __future__ import annotations
@@ -22,7 +23,15 @@ from starlette.types import Receive, Send
 
 from actors.shard_client import ShardUnavailable
 from deployments.payments_call import OPERATOR, Call, read_instant, read_path_account
-from deployments.problems import FORBIDDEN, OVERLOADED, UNAVAILABLE, UNKNOWN_ACCOUNT, ProblemError, malformed
+from deployments.problems import (
+    FORBIDDEN,
+    OVERLOADED,
+    UNAUTHENTICATED,
+    UNAVAILABLE,
+    UNKNOWN_ACCOUNT,
+    ProblemError,
+    malformed,
+)
 from storage.events import Code
 from storage.feed import Cursor, Feed, Reader
 from storage.feed_schema import PREFIX, Happening, encode
@@ -92,14 +101,20 @@ class EventStreams:
 
 @dataclass(slots=True)
 class EventStream:
-    """An answer that goes on. `until`: time.monotonic seconds."""
+    """An answer that goes on. `until`, `expires` (of the token): time.monotonic seconds."""
 
-    streams: EventStreams
+    call: Call
     caller: str
     reader: Reader
     cursor: Cursor
     until: float
+    expires: float
     draining: asyncio.Event
+
+    @property
+    def streams(self) -> EventStreams:
+        """Those that it is one of."""
+        return self.call.services.events
 
     async def answer(self, receive: Receive, send: Send, *, head: bool) -> None:
         """Send events until somebody or something ends it.
@@ -122,25 +137,47 @@ class EventStream:
         """Whether the reader was there to the end."""
         try:
             await self._send(send, f"retry: {_RETRY_MS}\nid: {self.cursor}\n\n".encode())
-            while not (self.draining.is_set() or gone.done()) and (left := self.until - time.monotonic()) > 0:
-                news.clear()
-                page = await self._page()
-                if page:
-                    await self._send(send, b"".join(map(self._frame, page)))
-                if len(page) < _PAGE_EVENTS and not await _within(news, min(left, self.streams.limits.heartbeat_s)):
-                    await self._send(send, _HEARTBEAT)
+            try:
+                await self._follow(send, news, gone)
+            except ProblemError as problem:
+                body = problem.body(self.call.request_id)
+                await self._send(send, b"event: problem\ndata: %s\n\n" % body)
         except TimeoutError:
             _LOG.info("a reader of events took nothing for %.0f s and is cut off", self.streams.limits.send_s)
             return False
         return not gone.done()
 
+    async def _follow(self, send: Send, news: asyncio.Event, gone: asyncio.Task[None]) -> None:
+        """Send what happens until the time is over, or somebody leaves.
+
+        Raises:
+            ProblemError: the caller may not have it any more.
+        """
+        while not (self.draining.is_set() or gone.done()):
+            left = min(self.until, self.expires) - time.monotonic()
+            if left <= 0:
+                break
+            news.clear()
+            page = await self._page()
+            if page:
+                await self._send(send, b"".join(map(self._frame, page)))
+            if len(page) < _PAGE_EVENTS and not await _within(news, min(left, self.streams.limits.heartbeat_s)):
+                await self._send(send, _HEARTBEAT)
+        if time.monotonic() >= self.expires:
+            raise ProblemError(UNAUTHENTICATED, "The token has expired")
+
     async def _page(self) -> list[Happening]:
+        """What comes next; nothing while that cannot be had, or nobody can tell whether the caller may have it."""
         try:
-            return await self.streams.feed.page(self.reader, self.cursor, _PAGE_EVENTS)
-        except DATABASE_AWAY as error:
+            page = await self.streams.feed.page(self.reader, self.cursor, _PAGE_EVENTS)
+            await self.call.reauthenticate()
+        except (ProblemError, *DATABASE_AWAY) as error:
+            if isinstance(error, ProblemError) and error.problem is not UNAVAILABLE:
+                raise
             _LOG.warning("a stream of events waits: %r", error)
             await asyncio.sleep(_AWAY_S)
             return []
+        return page
 
     async def _send(self, send: Send, body: bytes) -> None:
         async with asyncio.timeout(self.streams.limits.send_s):
@@ -166,9 +203,10 @@ async def get_events(call: Call) -> EventStream:
         reader = await _reader(call, subject, query.get("account"))
         cursor = await _cursor(call, reader, query)
     assert call.identity is not None  # noqa: S101 - authorize comes first
-    left = min(streams.limits.lifetime_s, call.identity.expires_at - time.time())
+    now = time.monotonic()
+    expires = now + call.identity.expires_at - time.time()
     draining: asyncio.Event = call.scope.get("razao.draining") or asyncio.Event()
-    return EventStream(streams, subject, reader, cursor, time.monotonic() + left, draining)
+    return EventStream(call, subject, reader, cursor, now + streams.limits.lifetime_s, expires, draining)
 
 
 async def _reader(call: Call, subject: str, given: str | None) -> Reader:

@@ -230,8 +230,9 @@ def api_operations() -> tuple[Operation, ...]:
             "GET", events.PATH, "streamEvents", "What happens to the caller's accounts, as it happens",
             "Server-sent events; each carries a CloudEvent, described in `/asyncapi.json`. At least once, and in order "
             "for each account. Whoever comes back with the id of the last event gets all that came after it; without "
-            "one, a stream begins now. Accounts opened later are included. A stream ends when the token does, after "
-            "15 minutes, or when its reader is too slow: come back with the last id.",
+            "one, a stream begins now. Accounts opened later are included. A stream ends after 15 minutes, or when its "
+            "reader is too slow: come back with the last id. When the token expires or is revoked it ends within a "
+            "heartbeat (5 s), with an event `problem` whose data is the problem that a new request would get.",
             events.get_events, "ledger:read", None, None, 200,
             (Parameter("Last-Event-ID", "header",
                        "The id of the last event that arrived; it counts before the query, so that a client may come "

@@ -259,6 +259,12 @@ UNKNOWN_KEY: Final = Problem(
     "There is no such access key",
     "The caller has no access key of this id, or it has expired.",
 )
+UNKNOWN_SESSION: Final = Problem(
+    "unknown-session",
+    404,
+    "There is no such session",
+    "The caller has no session of this id, or it has ended.",
+)
 UNKNOWN_PERSON: Final = Problem(
     "unknown-person",
     404,
@@ -454,6 +460,7 @@ CATALOGUE: Final[tuple[Problem, ...]] = (
     WEAK_PASSWORD,
     TOO_MANY_KEYS,
     UNKNOWN_KEY,
+    UNKNOWN_SESSION,
     UNKNOWN_PERSON,
     NO_CONSENT,
     UNKNOWN_CONSENT,

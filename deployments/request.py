@@ -67,6 +67,14 @@ class Request:
             raise ProblemError(UNAUTHENTICATED, "A token is needed", headers={"www-authenticate": "Bearer"})
         return self.identity
 
+    async def reauthenticate(self) -> None:
+        """Look again whether whoever asks may still come in. An answer that goes on calls it before each part.
+
+        Raises:
+            ProblemError: not any more (revoked, expired, logged out), or it cannot be told now.
+        """
+        await self.scope["razao.backend"].authenticate(self.headers)
+
     @property
     def address(self) -> str:
         """The client's network address as the gateway saw it; `UNKNOWN_ADDRESS` when there is none to believe."""

@@ -21,7 +21,7 @@ import pyarrow as pa
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from deployments.problems import malformed
+from deployments.problems import ProblemError, malformed
 from deployments.request import require
 from deployments.score_call import ANSWERED, EVERYBODY, EXTRACT, Call
 from deployments.score_people import read_limit
@@ -70,7 +70,7 @@ async def extract(call: Call) -> Chunks:
     arrow = ARROW in call.headers.get(b"accept", b"").decode("latin-1").lower()
     chunks = _arrow if arrow else _ndjson
     headers = [(b"content-type", (ARROW if arrow else NDJSON).encode())]
-    return Chunks(200, chunks(_batches(call, rows, after, limit)), headers)
+    return Chunks(200, chunks(_batches(call, rows, after, limit), call.request_id), headers)
 
 
 class Rows:
@@ -128,11 +128,16 @@ class Rows:
 
 
 async def _batches(call: Call, rows: Rows, after: bytes, limit: int) -> AsyncIterator[pa.RecordBatch]:
-    """Ends early, between two batches, when the replica is to go or the time for one stream is over."""
+    """Ends early, between two batches, when the replica is to go or the time for one stream is over.
+
+    Raises:
+        ProblemError: the caller may not have any more; looked at before each batch.
+    """
     draining: asyncio.Event | None = call.scope.get("razao.draining")
     while limit > 0 and time.monotonic() < call.deadline and not (draining and draining.is_set()):
         wanted = min(limit, _BATCH)
         page = await call.services.profiles.page(after, wanted)
+        await call.reauthenticate()
         if page:
             yield rows.batch(page)
         if len(page) < wanted:
@@ -141,12 +146,17 @@ async def _batches(call: Call, rows: Rows, after: bytes, limit: int) -> AsyncIte
         limit -= wanted
 
 
-async def _arrow(batches: AsyncIterator[pa.RecordBatch]) -> AsyncIterator[bytes]:
+async def _arrow(batches: AsyncIterator[pa.RecordBatch], request_id: str) -> AsyncIterator[bytes]:
+    """A problem that ends it is the metadata `problem` of a last batch without rows."""
     sink = io.BytesIO()
     with pa.ipc.new_stream(sink, SCHEMA) as writer:
-        async for batch in batches:
-            writer.write_batch(batch)
-            yield _taken(sink)
+        try:
+            async for batch in batches:
+                writer.write_batch(batch)
+                yield _taken(sink)
+        except ProblemError as problem:
+            none = pa.RecordBatch.from_pylist([], schema=SCHEMA)
+            writer.write_batch(none, custom_metadata={"problem": problem.body(request_id)})
     yield _taken(sink)
 
 
@@ -158,6 +168,10 @@ def _taken(sink: io.BytesIO) -> bytes:
     return piece
 
 
-async def _ndjson(batches: AsyncIterator[pa.RecordBatch]) -> AsyncIterator[bytes]:
-    async for batch in batches:
-        yield b"".join(msgspec.json.encode(row) + b"\n" for row in batch.to_pylist())
+async def _ndjson(batches: AsyncIterator[pa.RecordBatch], request_id: str) -> AsyncIterator[bytes]:
+    """A problem that ends it is the last line, as `{"problem": {…}}`."""
+    try:
+        async for batch in batches:
+            yield b"".join(msgspec.json.encode(row) + b"\n" for row in batch.to_pylist())
+    except ProblemError as problem:
+        yield b'{"problem":%s}\n' % problem.body(request_id)

@@ -110,8 +110,9 @@ def api_operations() -> tuple[Operation, ...]:
             "GET", score_extract.PATH, "extract", "The whole base, pseudonymised",
             "A stream of rows with ages, incomes, assets and credit histories, without names and tax ids. Pseudonyms "
             "are the same each time. The last row of each batch has a `cursor`. A stream may end before the base "
-            "does: ask again after the last cursor that came, until nothing comes. `score` is "
-            "made without debts and credit searches.",
+            "does: ask again after the last cursor that came, until nothing comes. When the token expires or is "
+            "revoked, it ends with the problem: as a last line `{\"problem\": {…}}`, or in Arrow as the metadata "
+            "`problem` of a last batch without rows. `score` is made without debts and credit searches.",
             score_extract.extract, EXTRACT, None, None, 200, (_ROW_CURSOR, _ROWS, _ACCEPT),
             media_types=(score_extract.NDJSON, score_extract.ARROW),
         ),

@@ -5,6 +5,7 @@ over one pool. Every change goes into the audit table in the transaction that ma
 keys is told on the channel `CHANNEL`.
 
     UsernameTaken           somebody else has the name
+    LoginEnded              what somebody was let in by has ended
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ Connection = Any
 _PAYLOAD_MAX: Final = 7000
 """A notification has at most 8000 bytes; without marks it says: read them all again."""
 
-_FOR_EVER: Final = datetime(9999, 1, 1, tzinfo=UTC)
-
 
 class UsernameTaken(Exception):  # noqa: N818 - what it is
     """Somebody else has the name."""
+
+
+class LoginEnded(Exception):  # noqa: N818 - what it is
+    """What somebody was let in by has ended, so nothing more is given for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +103,11 @@ async def notify(connection: Connection, what: str) -> None:
     await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, what)
 
 
-async def revoke_marks(connection: Connection, marks: Sequence[str], life: timedelta | None) -> None:
-    """Stop access tokens that carry one of `marks`, for `life` from now on; None: until it is lifted."""
-    until = _FOR_EVER if life is None else datetime.now(UTC) + life
+async def revoke_marks(connection: Connection, marks: Sequence[str], life: timedelta) -> None:
+    """Stop access tokens that carry one of `marks`, for as long as one of them may live (`life`)."""
+    if not marks:
+        return
+    until = datetime.now(UTC) + life
     await connection.executemany(
         "INSERT INTO identity.revocations (mark, expires_at) VALUES ($1, $2)"
         " ON CONFLICT (mark) DO UPDATE SET expires_at = greatest(revocations.expires_at, excluded.expires_at)",
@@ -172,54 +177,90 @@ class Users:
         """Whether anybody has it."""
         return bool(await self._pool.fetchval("SELECT EXISTS (SELECT FROM identity.users WHERE role = $1)", role))
 
-    async def rehash(self, sub: str, old: str, new: str) -> None:
-        """Replace a password's hash by a better one of the same password."""
-        await self._pool.execute(
-            "UPDATE identity.users SET password = $3 WHERE sub = $1 AND password = $2", read_uuid(sub), old, new
-        )
+    async def rehash(self, sub: str, old: str, new: str) -> bool:
+        """Replace a password's hash by a better one of the same password. False: it is not `old` any more."""
+        return await _set_password(self._pool, sub, old, new)
 
-    async def change_password(self, sub: str, old: str, new: str, by: By) -> bool:
-        """Replace the hash `old` by `new`, and end every session. False: it is not `old` any more."""
+    async def change_password(self, sub: str, old: str, new: str, by: By, *, revoke_keys: bool = True) -> bool:
+        """Replace the hash `old` by `new`, and end every session, and with `revoke_keys` every access key too.
+
+        False: it is not `old` any more, or they were disabled.
+        """
         async with transaction(self._pool) as connection:
-            changed = await connection.execute(
-                "UPDATE identity.users SET password = $3 WHERE sub = $1 AND password = $2", read_uuid(sub), old, new
-            )
-            if changed == "UPDATE 0":
+            if not await _set_password(connection, sub, old, new):
                 return False
-            await end_sessions(connection, sub, self._life)
+            await _end_sessions(connection, sub, self._life)
+            if revoke_keys:
+                await _end_keys(connection, sub, self._life, by)
             await record(connection, by, "user.password-changed", sub)
         return True
 
     async def disable(self, sub: str, by: By) -> None:
-        """Let somebody in no more, and stop what was given to them, access tokens too."""
+        """Let somebody in no more, and end what was given to them for good, access keys and tokens too."""
         async with transaction(self._pool) as connection:
             await connection.execute(
                 "UPDATE identity.users SET disabled_at = now() WHERE sub = $1 AND disabled_at IS NULL", read_uuid(sub)
             )
-            await end_sessions(connection, sub, self._life)
-            await revoke_marks(connection, [f"sub:{sub}"], None)
+            await _end_sessions(connection, sub, self._life)
+            await _end_keys(connection, sub, self._life, by)
             await record(connection, by, "user.disabled", sub)
 
     async def enable(self, sub: str, by: By) -> None:
-        """Let somebody in again. What was stopped stays stopped."""
+        """Let somebody in again. Nothing is lifted: what was stopped stays stopped."""
         async with transaction(self._pool) as connection:
             await connection.execute("UPDATE identity.users SET disabled_at = NULL WHERE sub = $1", read_uuid(sub))
-            await connection.execute("DELETE FROM identity.revocations WHERE mark = $1", f"sub:{sub}")
-            await notify(connection, REVOKED)
             await record(connection, by, "user.enabled", sub)
 
 
-async def end_sessions(connection: Connection, sub: str, access_life: timedelta) -> None:
+async def may_be_given(connection: Connection, sub: str, *, password: str | None = None) -> bool:
+    """Whether this person may be given anything now: they are not disabled, and `password` is still the hash.
+
+    Waits for whoever is just disabling them or changing their password, and lets nobody do so before the transaction
+    ends: so what is written in it is ended with the rest, and outlives neither. Comes first in a transaction, since
+    those who end things lock the person first.
+    """
+    found = await connection.fetchval(
+        "SELECT sub FROM identity.users WHERE sub = $1 AND disabled_at IS NULL"
+        " AND ($2::text IS NULL OR password = $2) FOR SHARE",
+        read_uuid(sub),
+        password,
+    )
+    return found is not None
+
+
+async def _set_password(connection: Connection, sub: str, old: str, new: str) -> bool:
+    changed = await connection.execute(
+        "UPDATE identity.users SET password = $3 WHERE sub = $1 AND password = $2 AND disabled_at IS NULL",
+        read_uuid(sub), old, new,
+    )  # fmt: skip
+    return bool(changed != "UPDATE 0")
+
+
+async def _end_sessions(connection: Connection, sub: str, access_life: timedelta) -> None:
     """End somebody's sessions at the login page, their refresh tokens and the access tokens that came of them."""
     await connection.execute("DELETE FROM identity.sessions WHERE sub = $1", read_uuid(sub))
     await connection.execute("DELETE FROM identity.codes WHERE sub = $1 AND used_by IS NULL", read_uuid(sub))
-    # Those that were ended before have their marks already.
+    # Those that were ended before have their marks already; of one that has run out an access token may live on.
     ended = await connection.fetch(
-        "UPDATE identity.families SET revoked_at = now() WHERE sub = $1 AND revoked_at IS NULL AND expires_at > now()"
+        "UPDATE identity.families SET revoked_at = now() WHERE sub = $1 AND revoked_at IS NULL AND expires_at > $2"
         " RETURNING id",
         read_uuid(sub),
+        datetime.now(UTC) - access_life,
     )
     await revoke_marks(connection, [f"sid:{row['id']}" for row in ended], access_life)
+
+
+async def _end_keys(connection: Connection, sub: str, access_life: timedelta, by: By) -> None:
+    """End somebody's access keys and the access tokens that came of them."""
+    ended = await connection.fetch(
+        "UPDATE identity.clients SET revoked_at = now() WHERE owner = $1 AND revoked_at IS NULL"
+        " AND (expires_at IS NULL OR expires_at > $2) RETURNING client_id",
+        read_uuid(sub),
+        datetime.now(UTC) - access_life,
+    )
+    await revoke_marks(connection, [f"client:{row['client_id']}" for row in ended], access_life)
+    for row in ended:
+        await record(connection, by, "access-key.revoked", row["client_id"], owner=sub)
 
 
 def read_uuid(sub: str) -> uuid.UUID | None:

@@ -42,8 +42,12 @@ CREATE TABLE IF NOT EXISTS identity.families (
     scope text NOT NULL,
     auth_time timestamptz NOT NULL,
     expires_at timestamptz NOT NULL,
-    revoked_at timestamptz
+    revoked_at timestamptz,
+    session uuid,                       -- at the login page, that it came of
+    last_used_at timestamptz            -- a refresh token of it was; none: never
 );
+ALTER TABLE identity.families ADD COLUMN IF NOT EXISTS session uuid;
+ALTER TABLE identity.families ADD COLUMN IF NOT EXISTS last_used_at timestamptz;
 CREATE INDEX IF NOT EXISTS families_sub ON identity.families (sub) WHERE revoked_at IS NULL;
 CREATE INDEX IF NOT EXISTS families_expiry ON identity.families (expires_at);
 
@@ -66,17 +70,22 @@ CREATE TABLE IF NOT EXISTS identity.codes (
     auth_time timestamptz NOT NULL,
     expires_at timestamptz NOT NULL,
     used_by text,
-    family uuid                         -- what it was exchanged for
+    family uuid,                        -- what it was exchanged for
+    session uuid                        -- at the login page, in which it was given
 );
+ALTER TABLE identity.codes ADD COLUMN IF NOT EXISTS session uuid;
 CREATE INDEX IF NOT EXISTS codes_expiry ON identity.codes (expires_at);
+CREATE INDEX IF NOT EXISTS codes_session ON identity.codes (session) WHERE used_by IS NULL;
 
--- Who is logged in at the login page.
+-- Who is logged in at the login page. The id stays when the same person logs in again there, under another cookie.
 CREATE TABLE IF NOT EXISTS identity.sessions (
     digest bytea PRIMARY KEY,
+    id uuid NOT NULL DEFAULT gen_random_uuid(),
     sub uuid NOT NULL REFERENCES identity.users,
     auth_time timestamptz NOT NULL,
     expires_at timestamptz NOT NULL
 );
+ALTER TABLE identity.sessions ADD COLUMN IF NOT EXISTS id uuid NOT NULL DEFAULT gen_random_uuid();
 CREATE INDEX IF NOT EXISTS sessions_sub ON identity.sessions (sub);
 
 CREATE TABLE IF NOT EXISTS identity.signing_keys (
@@ -88,11 +97,20 @@ CREATE TABLE IF NOT EXISTS identity.signing_keys (
     expires_at timestamptz              -- verifies no longer
 );
 
--- Access tokens that must stop before they expire, by a mark that they carry: sub:, sid:, jti: or client:.
+-- Access tokens that must stop before they expire, by a mark that they carry: sid:, jti: or client:. None is lifted.
 CREATE TABLE IF NOT EXISTS identity.revocations (
     mark text PRIMARY KEY,
     expires_at timestamptz NOT NULL
 );
+
+-- Who is disabled has no access key. Where they once only slept, under a mark sub: that was lifted later, they end now.
+WITH ended AS (
+    UPDATE identity.clients c SET revoked_at = now() FROM identity.users u
+    WHERE c.owner = u.sub AND u.disabled_at IS NOT NULL AND c.revoked_at IS NULL RETURNING c.client_id
+)
+INSERT INTO identity.revocations SELECT 'client:' || client_id, now() + interval '1 hour' FROM ended
+    ON CONFLICT (mark) DO UPDATE SET expires_at = greatest(revocations.expires_at, excluded.expires_at);
+DELETE FROM identity.revocations WHERE mark LIKE 'sub:%';
 
 -- Leaky buckets of attempts, by keyed hash of what they count.
 CREATE TABLE IF NOT EXISTS identity.attempts (

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from storage.identity import By, record, revoke_marks, transaction
+from storage.identity import By, Connection, LoginEnded, may_be_given, read_uuid, record, revoke_marks, transaction
 
 _USED_AGAIN: Final = timedelta(minutes=1)
 """How exact `last_used_at` is: a key in steady use costs a write a minute, not one a token."""
@@ -59,12 +59,23 @@ class Clients:
         redirect_uris: Sequence[str] = (),
         expires_at: datetime | None = None,
         at_most: int | None = None,
+        family: str | None = None,
     ) -> Client | None:
-        """Add one. None: the id is taken, or the owner has `at_most` already."""
+        """Add one. None: the id is taken, or the owner has `at_most` already.
+
+        `family`: the owner's login that asks for it.
+
+        Raises:
+            LoginEnded: that has ended, or the owner was disabled.
+        """
         owner_id = None if owner is None else uuid.UUID(owner)
         async with transaction(self._pool) as connection:
-            if owner_id is not None and at_most is not None:
+            if owner_id is not None:
+                # The stronger lock at once: two who share the row would wait for each other to let it go.
                 await connection.execute("SELECT FROM identity.users WHERE sub = $1 FOR UPDATE", owner_id)
+                if not await may_be_given(connection, str(owner_id)) or not await _lasts(connection, family, owner_id):
+                    raise LoginEnded
+            if owner_id is not None and at_most is not None:
                 has = await connection.fetchval(
                     "SELECT count(*) FROM identity.clients WHERE owner = $1 AND revoked_at IS NULL"
                     " AND (expires_at IS NULL OR expires_at > now())",
@@ -147,12 +158,24 @@ class Clients:
             await record(connection, by, "access-key.revoked", client_id, owner=owner)
         return True
 
-    async def used(self, client: Client, now: datetime) -> None:
-        """Note that it was."""
+    async def used(self, client: Client, now: datetime) -> bool:
+        """Note that it was. False: it has ended meanwhile, so what it was to be given must not leave."""
         if client.last_used_at is None or now - client.last_used_at > _USED_AGAIN:
             await self._pool.execute(
                 "UPDATE identity.clients SET last_used_at = $2 WHERE client_id = $1", client.client_id, now
             )
+        return await self.get(client.client_id) is not None
+
+
+async def _lasts(connection: Connection, family: str | None, owner: uuid.UUID) -> bool:
+    """Whether the owner's login is in force, and will be until the transaction ends. None: no login asks."""
+    return family is None or bool(
+        await connection.fetchval(
+            "SELECT true FROM identity.families WHERE id = $1 AND sub = $2 AND revoked_at IS NULL FOR SHARE",
+            read_uuid(family),
+            owner,
+        )
+    )
 
 
 def _client(row: Any) -> Client:

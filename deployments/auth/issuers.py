@@ -134,7 +134,7 @@ def marks_of(claims: Mapping[str, Any]) -> tuple[str, ...]:
     """By what an access token of ours may be revoked."""
     return tuple(
         f"{kind}:{claims[claim]}"
-        for kind, claim in (("sub", "sub"), ("sid", "sid"), ("jti", "jti"), ("client", "client_id"))
+        for kind, claim in (("sid", "sid"), ("jti", "jti"), ("client", "client_id"))
         if claim in claims
     )
 

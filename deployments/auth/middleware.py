@@ -42,7 +42,10 @@ class Backend(Protocol):
 
 
 class AuthenticationMiddleware:
-    """Puts the identity into `scope["razao.identity"]`; public paths go through without one."""
+    """Puts the identity into `scope["razao.identity"]`; public paths go through without one.
+
+    Beside it lies the backend as `scope["razao.backend"]`, for answers that go on: they have to ask it again.
+    """
 
     def __init__(self, app: ASGIApp, backend: Backend, is_public: Callable[[str], bool]) -> None:
         self._app = app
@@ -58,6 +61,7 @@ class AuthenticationMiddleware:
             if identity is None and not self._is_public(scope["path"]):
                 identity = await self._backend.authenticate(headers)
             scope["razao.identity"] = identity
+            scope["razao.backend"] = self._backend
         await self._app(scope, receive, send)
 
 

@@ -31,11 +31,15 @@ class Sent:
 
 
 class Stream:
-    """An open stream. That an account was opened may be told now or have been told before: it is passed over."""
+    """An open stream. That an account was opened may be told now or have been told before: it is passed over.
+
+    `problem`: what the stream ended with.
+    """
 
     def __init__(self, answer: httpx.Response, *, opened: bool) -> None:
         self._lines = answer.iter_lines()
         self._opened = opened
+        self.problem: dict[str, Any] | None = None
         self.start = next(self._blocks())["id"]
 
     def take(self, count: int) -> list[Sent]:
@@ -50,9 +54,17 @@ class Stream:
         """The next comment."""
         return next(line for line in self._lines if line.startswith(":"))
 
+    def before_comment(self) -> list[str]:
+        """The types of the events that come before the next comment."""
+        lines = itertools.takewhile(lambda line: not line.startswith(":"), self._lines)
+        return [line.removeprefix(f"event: {PREFIX}") for line in lines if line.startswith("event: ")]
+
     def _events(self) -> Iterator[Sent]:
         for block in self._blocks():
-            if self._opened or block["event"] != f"{PREFIX}account.opened":
+            if block["event"] == "problem":
+                assert "id" not in block
+                self.problem = json.loads(block["data"])
+            elif self._opened or block["event"] != f"{PREFIX}account.opened":
                 yield Sent(block["id"], block["event"], json.loads(block["data"]))
 
     def _blocks(self) -> Iterator[dict[str, str]]:
@@ -242,12 +254,15 @@ class EventsSuite:
             assert told(mine.take(1)) == [("transfer.settled", "credit", 4)]
 
     def test_a_token_that_expires_ends_the_stream_in_order(self, world: World) -> None:
-        """The answer is complete, and what happened before is in it."""
+        """The answer is complete, what happened before is in it, and at the end it says why."""
         caller, account = world.person()
         token = world.engine.make_token(caller.sub, "ledger:read", expires_in=3)
         with stream(Caller(world.http, token, caller.sub)) as mine:
             world.fund(account, 5)
             assert told(mine.rest()) == [("transfer.settled", "credit", 5)]
+            assert mine.problem is not None
+            assert (mine.problem["type"], mine.problem["status"]) == ("/problems/unauthenticated", 401)
+            assert mine.problem["detail"] == "The token has expired"
 
     def test_a_caller_has_only_so_many_streams_and_others_have_theirs(self, world: World) -> None:
         """429 with Retry-After; a place is free again as soon as a stream has gone."""

@@ -1,26 +1,35 @@
-"""Streams of events under stress: slow readers, replicas that leave, a database that goes away, many at once."""
+"""Streams of events under stress: slow readers, replicas that leave, a database that goes away, many at once; and
+readers who may not read any more."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import asyncpg
 import httpx
 import pytest
 
+from cluster import identity
+from cluster.identity_wiring import Trust
 from cluster.postgres import PostgresServer
+from deployments.auth.issuers import OwnTokens, Verifier
+from deployments.auth.tokens import TokenVerifier
 from deployments.listener import Listener
 from deployments.payments import create_app
 from deployments.payments_events import Limits
 from tests.contract.http_engine import Engine, new_database
 from tests.contract.http_events import Sent, stream, told
 from tests.contract.http_suite import Caller, World, refused, transfer
+from tests.deployments.identity_house import PASSWORD, House
 
 CUT_FEED: Final = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -213,3 +222,160 @@ def test_a_stream_outlives_its_connection_to_the_database(engine: tuple[Engine, 
         assert mine.comment()
         world.fund(account, 2)
         assert told(mine.take(1)) == [("transfer.settled", "credit", 2)]
+
+
+# -- who may not read any more ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Somebody at the identity service, with a token for a stream."""
+
+    house: House
+    login: dict[str, Any]
+    key: tuple[str, str]
+
+    async def post(self, path: str, body: dict[str, Any] | None = None) -> None:
+        """As that person; without a body none is sent."""
+        async with self.house.http(authorization=f"Bearer {self.login['access_token']}") as http:
+            answer = await http.post(path, json=body) if body is not None else await http.post(path)
+        assert answer.status_code == 204, answer.text
+
+    async def log_out(self) -> None:
+        """POST /auth/logout."""
+        await self.post("/auth/logout")
+
+    async def change_password(self) -> None:
+        """POST /auth/password, by which keys end too."""
+        body = {"current_password": PASSWORD, "new_password": "outra senha bem comprida"}
+        await self.post("/auth/password", body)
+
+    async def delete_key(self) -> None:
+        """DELETE /auth/access-keys/{id}."""
+        async with self.house.http(authorization=f"Bearer {self.login['access_token']}") as http:
+            assert (await http.delete(f"/auth/access-keys/{self.key[0]}")).status_code == 204
+
+    async def revoke(self) -> None:
+        """POST /oauth/revoke, of the token itself."""
+        form = {"client_id": "razao", "token": self.login["access_token"]}
+        async with self.house.http() as http:
+            assert (await http.post("/oauth/revoke", data=form)).status_code == 200
+
+    async def disable(self) -> None:
+        """`razao users disable`."""
+        await identity.set_enabled(self.house.pool, "ana", enabled=False)
+
+
+async def reader_of(house: House) -> Reader:
+    """Somebody with an access key."""
+    login = await house.person()
+    async with house.http(authorization=f"Bearer {login['access_token']}") as http:
+        made = (await http.post("/auth/access-keys", json={"name": "x", "scopes": ["ledger:read"]})).json()
+    return Reader(house, login, (made["client_id"], made["client_secret"]))
+
+
+@contextmanager
+def door(made: Engine, verifier: Verifier) -> Iterator[str]:
+    """The engine's payments behind other tokens; its address."""
+
+    async def start() -> Listener:
+        found = Listener(create_app(replace(made.services, verifier=verifier)), "127.0.0.1", 0)
+        await found.start()
+        return found
+
+    listener: Listener = made.run(start())
+    try:
+        yield f"http://127.0.0.1:{listener.port}"
+    finally:
+        made.run(listener.drain(5.0, idle_s=0.0))
+
+
+@contextmanager
+def trusting(made: Engine, house: House) -> Iterator[Verifier]:
+    """Who verifies an identity service's tokens, on the engine's loop."""
+
+    async def start() -> tuple[Trust, asyncpg.Pool[asyncpg.Record]]:
+        pool = await asyncpg.create_pool(house.plan.dsn, min_size=1, max_size=1)
+        found = Trust(house.plan, pool)
+        await found.start()
+        return found, pool
+
+    async def stop() -> None:
+        await trust.close()
+        await pool.close()
+
+    trust, pool = made.run(start())
+    try:
+        yield trust.verifier()
+    finally:
+        made.run(stop())
+
+
+@dataclass
+class Revocations:
+    """A list of revocations, of which nothing is on it, and which can be read or not."""
+
+    fresh: bool = True
+
+    def revoked(self, _marks: object) -> bool:
+        """Whether one of them is there."""
+        return False
+
+
+def test_while_nobody_can_tell_who_was_revoked_a_stream_says_nothing_and_goes_on_later(
+    engine: tuple[Engine, World],
+) -> None:
+    """It stays open: to come back would not help its reader, who would be refused."""
+    made, world = engine
+    caller, account = world.person()
+    assert isinstance(made.services.verifier, TokenVerifier)
+    revocations = Revocations()
+    with (
+        door(made, OwnTokens(made.services.verifier, revocations)) as url,
+        httpx.Client(base_url=url, timeout=10, trust_env=False) as http,
+        stream(Caller(http, caller.headers["authorization"].removeprefix("Bearer "), caller.sub)) as mine,
+    ):
+        revocations.fresh = False
+        world.fund(account, 1)
+        for _ in range(3):
+            assert "transfer.settled" not in mine.before_comment()
+        revocations.fresh = True
+        assert told(mine.take(1)) == [("transfer.settled", "credit", 1)]
+
+
+_ENDS: Final = [
+    (False, Reader.log_out), (False, Reader.change_password), (False, Reader.revoke), (False, Reader.disable),
+    (True, Reader.delete_key), (True, Reader.change_password), (True, Reader.disable),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("by_key", "end"), _ENDS, ids=lambda one: getattr(one, "__name__", "key" if one else "login"))
+async def test_a_stream_ends_within_a_heartbeat_of_what_let_its_reader_in_and_says_so(
+    engine: tuple[Engine, World], house: House, by_key: bool, end: Callable[[Reader], Awaitable[None]]
+) -> None:
+    """A logout, a new password, a revoked token, `users disable`, a deleted key: and who comes back has to stay out."""
+    made, _ = engine
+    reader = await reader_of(house)
+    token = reader.login["access_token"]
+    if by_key:
+        token = (await house.token({"grant_type": "client_credentials"}, auth=reader.key)).json()["access_token"]
+    headers = {"authorization": f"Bearer {token}"}
+    with trusting(made, house) as verifier, door(made, verifier) as url:
+        async with httpx.AsyncClient(base_url=url, timeout=10, trust_env=False, headers=headers) as http:
+            async with asyncio.timeout(10), http.stream("GET", "/v1/events") as answer:
+                assert answer.status_code == 200
+                lines = answer.aiter_lines()
+                while not (await anext(lines)).startswith(":"):  # it has begun, and goes on with nothing to tell
+                    pass
+                await end(reader)
+                rest = [line async for line in lines]  # to the end, which comes by itself and in order
+            again = await http.get("/v1/events")
+    assert again.status_code == 401
+    assert [line for line in rest if line.startswith("event:")] == ["event: problem"]
+    assert not [line for line in rest if line.startswith("id:")]  # the last id stays what it was
+    [data] = [line for line in rest if line.startswith("data:")]
+    problem, expected = json.loads(data.removeprefix("data: ")), again.json()
+    assert problem.pop("request_id") == answer.headers["x-request-id"]
+    del expected["request_id"]
+    assert problem == expected
+    assert problem["detail"] == "The token was revoked"

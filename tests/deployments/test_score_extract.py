@@ -1,8 +1,12 @@
-"""The extract: the whole base in two formats, resumable, and nobody in it by name."""
+"""The extract: the whole base in two formats, resumable, nobody in it by name, and no longer than one may have it."""
 
 from __future__ import annotations
 
+import asyncio
 import io
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -10,10 +14,16 @@ import msgspec
 import pyarrow as pa
 import pytest
 
+from cluster.identity import add_client
+from cluster.identity_wiring import Trust
 from deployments import score_extract
+from deployments.auth.issuers import Verifier
+from deployments.auth.tokens import KeyFile, TokenVerifier
+from deployments.score import create_app
 from deployments.score_extract import ARROW, NDJSON
 from storage.references import person_reference
-from tests.deployments.score_house import CPF, House
+from tests.deployments.identity_house import House as IdentityHouse
+from tests.deployments.score_house import CPF, GATEWAY, House
 
 PEOPLE = 25
 
@@ -86,3 +96,97 @@ async def test_an_empty_base_is_an_empty_stream(scores: House) -> None:
         assert pa.ipc.open_stream(io.BytesIO(arrow.content)).read_all().num_rows == 0
         for wrong in ("limit=0", "limit=x", "limit=1&limit=2", "page=1"):
             assert (await http.get(f"/score/v1/extract?{wrong}")).status_code == 400
+
+
+# -- who may not have the rest ----------------------------------------------------------------------------------------
+
+
+async def interrupted(
+    scores: House, verifier: Verifier, token: str, accept: str, then: Callable[[], Awaitable[None]]
+) -> bytes:
+    """The body of an extract; once its first rows are there, do `then` before the next are made."""
+    app, body, done = create_app(replace(scores.services, verifier=verifier)), bytearray(), False
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        nonlocal done
+        if message["type"] == "http.response.start":
+            assert message["status"] == 200
+            return
+        body.extend(message["body"])
+        if b"razao-scorecard-1" in body and not done:
+            done = True
+            await then()
+
+    headers = {"authorization": f"Bearer {token}", "razao-gateway": GATEWAY, "accept": accept}
+    scope = {
+        "type": "http", "method": "GET", "path": "/score/v1/extract", "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+    }  # fmt: skip
+    await app(scope, receive, send)
+    assert done
+    return bytes(body)
+
+
+def told(accept: str, body: bytes) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of a body, and the problems that it ends with."""
+    if accept == NDJSON:
+        lines = [msgspec.json.decode(line) for line in body.splitlines()]
+        problems = [line["problem"] for line in lines if "problem" in line]
+        assert problems == [line["problem"] for line in lines[len(lines) - len(problems) :]]
+        return lines[: len(lines) - len(problems)], problems
+    batches = list(pa.ipc.open_stream(io.BytesIO(body)).iter_batches_with_custom_metadata())
+    rows = [row for batch in batches for row in batch.batch.to_pylist()]
+    return rows, [msgspec.json.decode(one.custom_metadata[b"problem"]) for one in batches if one.custom_metadata]
+
+
+@pytest.mark.parametrize("accept", [NDJSON, ARROW])
+async def test_an_extract_ends_with_the_problem_when_its_token_is_revoked(
+    scores: House, house: IdentityHouse, trust: Trust, monkeypatch: pytest.MonkeyPatch, accept: str
+) -> None:
+    """No row comes after it, and those that came can be gone on from with another token."""
+    monkeypatch.setattr(score_extract, "_BATCH", 10)
+    await filled(scores)
+    made = await add_client(house.pool, house.plan.ledger_key, "trainer", [], scopes=["score:extract"])
+    key, form = (made["client_id"], made["client_secret"]), {"grant_type": "client_credentials"}
+    token, another = [(await house.token(form, auth=key)).json()["access_token"] for _ in range(2)]
+    verifier = trust.verifier("score")
+
+    async def revoke() -> None:
+        async with house.http() as http:
+            assert (await http.post("/oauth/revoke", data={"token": token}, auth=key)).status_code == 200
+        async with asyncio.timeout(10):
+            while verifier.remembered(token.encode()) is not None:
+                await house.pool.fetchval("SELECT 1")  # a turn around the database
+
+    async def nothing() -> None:
+        pass
+
+    rows, problems = told(accept, await interrupted(scores, verifier, token, accept, revoke))
+    assert len(rows) == 10
+    assert [(one["type"], one["detail"]) for one in problems] == [
+        ("/problems/unauthenticated", "The token was revoked")
+    ]
+    assert rows[-1]["cursor"]
+    whole, problems = told(accept, await interrupted(scores, verifier, another, accept, nothing))
+    assert (len(whole), problems) == (PEOPLE, [])
+
+
+async def test_an_extract_ends_with_the_problem_when_its_token_expires(
+    scores: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(score_extract, "_BATCH", 10)
+    await filled(scores)
+    late = 0.0
+    keys = KeyFile(scores.plan.data.keys / "jwks.json")
+    verifier = TokenVerifier(keys, audience="score", clock=lambda: time.time() + late)
+
+    async def wait() -> None:
+        nonlocal late
+        late = 7200.0
+
+    token = scores.token("trainer", "score:extract")
+    rows, problems = told(NDJSON, await interrupted(scores, verifier, token, NDJSON, wait))
+    assert (len(rows), [one["status"] for one in problems]) == (10, [401])
