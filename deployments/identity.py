@@ -32,8 +32,9 @@ _PAGE: Final = (
     (b"cache-control", b"public, max-age=300"),
 )
 """Of a page beside the login's, as strict as that one, but the same for everybody."""
-_KEYS: Final = "/auth/access-keys/"
-_BEARERS: Final = frozenset({"/auth/logout", "/auth/password", "/auth/access-keys", "/oauth/userinfo"})
+_OPENED: Final = frozenset(one.path for one in api_operations() if one.scope is not None)
+_BEARERS: Final = frozenset(path for path in _OPENED if "{" not in path)
+_BEARERS_BELOW: Final = tuple(path.partition("{")[0] for path in _OPENED if "{" in path)
 
 
 def create_app(services: Services) -> ASGIApp:
@@ -54,7 +55,7 @@ def create_app(services: Services) -> ASGIApp:
 
 def is_public(path: str) -> bool:
     """All but the few calls that a token opens."""
-    return path not in _BEARERS and not path.startswith(_KEYS)
+    return path not in _BEARERS and not path.startswith(_BEARERS_BELOW)
 
 
 def translate(error: Exception) -> ProblemError | None:

@@ -24,7 +24,8 @@ from deployments.identity_roles import (
     Role,
     delegable_scopes,
     in_order,
-    login_scopes,
+    own_scopes,
+    scopes_for,
 )
 from deployments.identity_schema import (
     NAME_MAX,
@@ -46,6 +47,7 @@ from deployments.problems import (
     TOO_MANY_KEYS,
     UNAUTHENTICATED,
     UNKNOWN_KEY,
+    UNPROVEN,
     USERNAME_TAKEN,
     WRONG_CREDENTIALS,
     ProblemError,
@@ -84,6 +86,8 @@ def read_username(given: str, field: str = "username") -> str:
 async def register(call: Call) -> Answer:
     """POST /auth/register. The `sub` follows from the request's number: come twice, it makes one person."""
     services = call.services
+    if not services.registration_open:
+        raise ProblemError(FORBIDDEN, "Nobody can register here; ask whoever runs the service")
     request = await call.json(_REGISTER)
     username = read_username(request.username)
     name = text(request.name.strip(), "name", NAME_MAX)
@@ -111,7 +115,9 @@ async def login(call: Call) -> Answer:
     if audience not in AUDIENCES:
         raise malformed("audience", f"A token is for one of: {', '.join(AUDIENCES)}")
     user = await check_credentials(call, request.username, request.password)
-    scopes = login_scopes(user.role, audience)
+    scopes = scopes_for(audience, own_scopes(user.role, proven=user.person is not None))
+    if not scopes and scopes_for(audience, own_scopes(user.role, proven=True)):
+        raise ProblemError(UNPROVEN, "Nobody has proven yet that the CPF or CNPJ is yours", field="audience")
     if not scopes:
         raise ProblemError(FORBIDDEN, "Your role has nothing to do there", field="audience")
     client = await services.clients.get(FIRST_PARTY)

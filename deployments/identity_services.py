@@ -73,6 +73,7 @@ class Services:
     deadline_s: float = 10.0
     password_length_min: int = LENGTH_MIN
     repeated_tax_ids: bool = False
+    registration_open: bool = True
     lifetimes: Lifetimes = field(default_factory=Lifetimes)
     pace: Pace = field(default_factory=Pace)
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep

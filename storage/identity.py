@@ -4,7 +4,10 @@ Beside it stand the stores of clients, of grants (`identity_grants.py`) and of s
 over one pool. Every change goes into the audit table in the transaction that makes it. Whoever follows revocations and
 keys is told on the channel `CHANNEL`.
 
+A tax id is somebody's claim until it is proven; `User.person` is there only then.
+
     UsernameTaken           somebody else has the name
+    ProofConflict           the tax id is not the one claimed, or it is proven to be somebody else's
 """
 
 from __future__ import annotations
@@ -38,6 +41,10 @@ class UsernameTaken(Exception):  # noqa: N818 - what it is
     """Somebody else has the name."""
 
 
+class ProofConflict(Exception):  # noqa: N818 - what it is
+    """The tax id is not the one claimed, or it is proven to be somebody else's. The message may be shown."""
+
+
 @dataclass(frozen=True, slots=True)
 class By:
     """Who makes a change, for the audit table. `request`: the number of the HTTP request."""
@@ -57,7 +64,7 @@ class User:
     sub: str
     username: str
     name: str
-    person: str | None  # keyed reference to the tax id, hex
+    person: str | None  # keyed reference to the tax id, hex, once it is proven to be theirs
     role: str
     disabled: bool
     created_at: datetime
@@ -123,7 +130,8 @@ class Users:
     async def add(
         self, sub: uuid.UUID, username: str, *, name: str, person: bytes | None, role: str, password: str, by: By
     ) -> bool:
-        """Add a person. `username` is canonical, `password` a hash. False: this very `sub` was added before.
+        """Add a person, who claims the tax id behind the reference `person`. `username` is canonical, `password` a
+        hash. False: this very `sub` was added before.
 
         Raises:
             UsernameTaken: somebody else has the name.
@@ -190,6 +198,46 @@ class Users:
             await record(connection, by, "user.password-changed", sub)
         return True
 
+    async def prove(self, sub: str, person: bytes, how: str, by: By) -> bool:
+        """The tax id behind the reference is theirs: somebody has made sure, by `how`. Who has claimed none has it from
+        now on. False: there is nobody of that `sub`, or it was proven before.
+
+        Raises:
+            ProofConflict: they claim another tax id, or it is proven to be somebody else's.
+        """
+        try:
+            async with transaction(self._pool) as connection:
+                row = await connection.fetchrow(
+                    "SELECT person, proven_at FROM identity.users WHERE sub = $1 FOR UPDATE", read_uuid(sub)
+                )
+                if row is None:
+                    return False
+                if row["person"] not in {None, person}:
+                    raise ProofConflict("The tax id is not the one that they have claimed")
+                if row["proven_at"] is not None:
+                    return False
+                await connection.execute(
+                    "UPDATE identity.users SET person = $2, proven_at = now() WHERE sub = $1", read_uuid(sub), person
+                )
+                await connection.execute("DELETE FROM identity.revocations WHERE mark = $1", f"proof:{sub}")
+                await notify(connection, REVOKED)
+                await record(connection, by, "proof.given", sub, how=how)
+        except asyncpg.UniqueViolationError:
+            raise ProofConflict("The tax id is proven to be somebody else's") from None
+        return True
+
+    async def unprove(self, sub: str, how: str, by: By) -> bool:
+        """The tax id is a mere claim again, and access tokens that carry it stop. False: it was no more before."""
+        async with transaction(self._pool) as connection:
+            changed = await connection.execute(
+                "UPDATE identity.users SET proven_at = NULL WHERE sub = $1 AND proven_at IS NOT NULL", read_uuid(sub)
+            )
+            if changed == "UPDATE 0":
+                return False
+            await revoke_marks(connection, [f"proof:{sub}"], self._life)
+            await record(connection, by, "proof.revoked", sub, how=how)
+        return True
+
     async def disable(self, sub: str, by: By) -> None:
         """Let somebody in no more, and stop what was given to them, access tokens too."""
         async with transaction(self._pool) as connection:
@@ -235,7 +283,7 @@ def _user(row: Any) -> User:
         sub=str(row["sub"]),
         username=row["username"],
         name=row["name"],
-        person=None if row["person"] is None else row["person"].hex(),
+        person=None if row["proven_at"] is None else row["person"].hex(),
         role=row["role"],
         disabled=row["disabled_at"] is not None,
         created_at=row["created_at"],

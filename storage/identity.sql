@@ -10,12 +10,16 @@ CREATE TABLE IF NOT EXISTS identity.users (
     sub uuid PRIMARY KEY,
     username text NOT NULL UNIQUE,      -- as `canonical_username` has it
     name text NOT NULL,
-    person bytea,                       -- keyed hash of the tax id; none for people who only operate
+    person bytea,                       -- keyed hash of the tax id, a claim; none for people who only operate
+    proven_at timestamptz,              -- since when it is proven that the tax id is theirs
     role text NOT NULL,
     password text NOT NULL,             -- Argon2id, PHC string format
     disabled_at timestamptz,
     created_at timestamptz NOT NULL DEFAULT now()
 );
+ALTER TABLE identity.users ADD COLUMN IF NOT EXISTS proven_at timestamptz;
+-- Anybody can claim a tax id; at most one can have it proven.
+CREATE UNIQUE INDEX IF NOT EXISTS users_proven ON identity.users (person) WHERE proven_at IS NOT NULL;
 
 -- OAuth clients. With an `owner` it is an access key: it acts for that person, with no more than that person may.
 CREATE TABLE IF NOT EXISTS identity.clients (
@@ -88,7 +92,7 @@ CREATE TABLE IF NOT EXISTS identity.signing_keys (
     expires_at timestamptz              -- verifies no longer
 );
 
--- Access tokens that must stop before they expire, by a mark that they carry: sub:, sid:, jti: or client:.
+-- Access tokens that must stop before they expire, by a mark that they carry: sub:, sid:, jti:, client: or proof:.
 CREATE TABLE IF NOT EXISTS identity.revocations (
     mark text PRIMARY KEY,
     expires_at timestamptz NOT NULL
