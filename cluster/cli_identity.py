@@ -152,6 +152,19 @@ def users_list(tier: OfTier = None, data: Data = None, as_json: Json = False) ->
     _show(found, as_json, "username", "role", "disabled", "proven", "sub", "created_at")
 
 
+@users.command("invite")
+def users_invite(
+    expires_in: Annotated[int, typer.Option(min=60, help="Seconds that it can be used.")] = 7 * 86_400,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Print a code by which one person can register, where RAZAO_REGISTRATION=invited. It is shown this once."""
+    from cluster import identity
+
+    found = _with_store(data, lambda pool, key: identity.invite(pool, key, expires_in))
+    _show(found, as_json, "invitation", "expires_at")
+
+
 @users.command("prove")
 def users_prove(
     name: Name,

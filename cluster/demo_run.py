@@ -20,9 +20,9 @@ from cluster.demo_tiers import TiersDemo, Tokens
 from cluster.documents import open_documents
 from cluster.identity import prove_user
 from cluster.plan import Plan, vault_tls
-from cluster.settings import Registration, UnprovenMay
+from cluster.settings import UnprovenMay
 from deployments.auth.keys import sign_token
-from deployments.identity_roles import PAYMENTS
+from deployments.identity_roles import PAYMENTS, Registration
 from storage.references import person_reference
 from storage.trace_users import COLLECTIONS, TraceUsers
 

@@ -229,6 +229,15 @@ async def _user(pool: asyncpg.Pool[asyncpg.Record], username: str) -> User:
     return user
 
 
+async def invite(pool: asyncpg.Pool[asyncpg.Record], ledger_key: bytes, life_s: int) -> dict[str, Any]:
+    """A code by which one person can register within so many seconds; it is shown this once."""
+    code = new_secret("rzi")
+    expires_at = datetime.now(UTC) + timedelta(seconds=life_s)
+    users = Users(pool, access_life=_LONGEST)
+    await users.invite(digest(secret_key(ledger_key), code), expires_at, OPERATOR)
+    return {"invitation": code, "expires_at": expires_at.isoformat(timespec="seconds")}
+
+
 async def list_users(pool: asyncpg.Pool[asyncpg.Record]) -> list[dict[str, Any]]:
     """Everybody, by name."""
     return [

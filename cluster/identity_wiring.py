@@ -12,7 +12,6 @@ import asyncpg
 
 from cluster.identity import secret_key
 from cluster.plan import Plan
-from cluster.settings import Registration
 from deployments.auth.issuers import Issuers, OwnTokens, Verifier
 from deployments.auth.tokens import ACCESS_TOKEN, KeyAddress, KeyFile, TokenVerifier
 from deployments.identity import create_app
@@ -141,7 +140,7 @@ async def make_services(
         deadline_s=settings.deadline_s,
         password_length_min=settings.password_length_min,
         repeated_tax_ids=settings.repeated_tax_ids,
-        registration_open=settings.registration is Registration.OPEN,
+        registration=settings.registration,
         lifetimes=times,
         **changes,
     )

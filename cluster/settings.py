@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from deployments.auth.issuers import Provider
+from deployments.identity_roles import Registration
 from deployments.quotas import OPERATOR, PERSON, Allowance
 from storage.events import AMOUNT_MAX
 
@@ -86,13 +87,6 @@ class KafkaSecurity(StrEnum):
     SSL = "SSL"
     SASL_PLAINTEXT = "SASL_PLAINTEXT"
     SASL_SSL = "SASL_SSL"
-
-
-class Registration(StrEnum):
-    """Who may register."""
-
-    OPEN = "open"
-    CLOSED = "closed"
 
 
 class UnprovenMay(StrEnum):
@@ -239,7 +233,8 @@ class Settings(BaseSettings):
     oidc_issuers: list[OidcIssuer] = Field([], description="Outside OpenID Connect providers, as a JSON list.")
     access_token_s: int = Field(600, ge=300, le=900, description="Life of an access token.")
     registration: Registration = Field(
-        Registration.OPEN, description="open: anybody registers; closed: operators add people."
+        Registration.OPEN,
+        description="open: anybody registers; invited: whoever has a code of `razao users invite`; closed: nobody.",
     )
     unproven: UnprovenMay = Field(
         UnprovenMay.LIMITED,

@@ -21,6 +21,7 @@ from deployments.identity_roles import (
     FIRST_PARTY,
     PAYMENTS,
     SELF,
+    Registration,
     Role,
     delegable_scopes,
     in_order,
@@ -55,7 +56,7 @@ from deployments.problems import (
 )
 from deployments.request import JSON, Answer, json_answer
 from deployments.tax_id import read_tax_id
-from storage.identity import User, UsernameTaken, canonical_username
+from storage.identity import NotInvited, User, UsernameTaken, canonical_username
 from storage.identity_clients import Client
 from storage.identity_grants import Family
 from storage.references import person_reference
@@ -86,7 +87,7 @@ def read_username(given: str, field: str = "username") -> str:
 async def register(call: Call) -> Answer:
     """POST /auth/register. The `sub` follows from the request's number: come twice, it makes one person."""
     services = call.services
-    if not services.registration_open:
+    if services.registration is Registration.CLOSED:
         raise ProblemError(FORBIDDEN, "Nobody can register here; ask whoever runs the service")
     request = await call.json(_REGISTER)
     username = read_username(request.username)
@@ -95,16 +96,29 @@ async def register(call: Call) -> Answer:
     password = check_password(request.password, username=username, name=name, length_min=services.password_length_min)
     pace = services.pace
     await refuse_too_fast(call, f"register\0{call.address}", pace.register_burst, pace.register_drip_s)
-    hashed = await services.passwords.hash(password)
     sub = uuid.UUID(bytes=blake2b(call.request_id.encode(), digest_size=16, key=services.key).digest(), version=4)
+    invitation = None
+    if services.registration is Registration.INVITED:
+        given = "" if request.invitation is UNSET else request.invitation
+        invitation = services.digest(given)
+        if not await services.users.invited(invitation, sub):  # before a name is told to be taken
+            raise _not_invited()
+    hashed = await services.passwords.hash(password)
     person = person_reference(services.ledger_key, tax_id)
     try:
         await services.users.add(
-            sub, username, name=name, person=person, role=Role.PERSON, password=hashed, by=call.by()
-        )
+            sub, username, name=name, person=person, role=Role.PERSON, password=hashed, by=call.by(),
+            invitation=invitation,
+        )  # fmt: skip
     except UsernameTaken:
         raise ProblemError(USERNAME_TAKEN, "The username is taken", field="username") from None
+    except NotInvited:
+        raise _not_invited() from None
     return json_answer(201, Registered(str(sub)), list(NO_STORE))
+
+
+def _not_invited() -> ProblemError:
+    return ProblemError(FORBIDDEN, "Only who was invited can register here, once each", field="invitation")
 
 
 async def login(call: Call) -> Answer:

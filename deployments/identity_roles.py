@@ -23,6 +23,14 @@ class Role(StrEnum):
     SERVICE = "service"
 
 
+class Registration(StrEnum):
+    """Who may become a person: anybody, whoever has an operator's invitation, or nobody."""
+
+    OPEN = "open"
+    INVITED = "invited"
+    CLOSED = "closed"
+
+
 SELF: Final = "identity:self"
 """To manage one's own password and access keys. Only a login with the password gives it, never a consent or a key."""
 ADMIN: Final = "identity:admin"

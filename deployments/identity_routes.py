@@ -71,8 +71,9 @@ def api_operations() -> tuple[Operation, ...]:
         Operation(
             "POST", "/auth/register", "register", "Become somebody", "A person starts with `ledger:read ledger:write`. "
             "The tax id is kept as a keyed hash alone, and is a claim: what is somebody's own by it is theirs once an "
-            "operator has proven it. Forbidden where `RAZAO_REGISTRATION` is `closed`.", accounts.register,
-            request=RegisterRequest, response=Registered, status=201,
+            "operator has proven it. Forbidden where `RAZAO_REGISTRATION` is `closed`, and where it is `invited` "
+            "to whoever has no invitation.", accounts.register, request=RegisterRequest, response=Registered,
+            status=201,
             problems=(MALFORMED, FORBIDDEN, USERNAME_TAKEN, WEAK_PASSWORD, INVALID_TAX_ID, TOO_MANY_ATTEMPTS),
         ),
         Operation(

@@ -24,6 +24,10 @@ class RegisterRequest(Struct, forbid_unknown_fields=True):
             examples=["529.982.247-25"],
         ),
     ]
+    invitation: Annotated[
+        str | UnsetType,
+        Meta(description="An operator's, where `RAZAO_REGISTRATION` is `invited`; good for one person."),
+    ] = UNSET
 
 
 class Registered(Struct):

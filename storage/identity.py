@@ -7,6 +7,7 @@ keys is told on the channel `CHANNEL`.
 A tax id is somebody's claim until it is proven; `User.person` is there only then.
 
     UsernameTaken           somebody else has the name
+    NotInvited              there is no such invitation, or it was used or has lapsed
     ProofConflict           the tax id is not the one claimed, or it is proven to be somebody else's
 """
 
@@ -39,6 +40,10 @@ _FOR_EVER: Final = datetime(9999, 1, 1, tzinfo=UTC)
 
 class UsernameTaken(Exception):  # noqa: N818 - what it is
     """Somebody else has the name."""
+
+
+class NotInvited(Exception):  # noqa: N818 - what it is
+    """There is no such invitation, or it was used or has lapsed."""
 
 
 class ProofConflict(Exception):  # noqa: N818 - what it is
@@ -128,13 +133,23 @@ class Users:
         self._life = access_life
 
     async def add(
-        self, sub: uuid.UUID, username: str, *, name: str, person: bytes | None, role: str, password: str, by: By
+        self,
+        sub: uuid.UUID,
+        username: str,
+        *,
+        name: str,
+        person: bytes | None,
+        role: str,
+        password: str,
+        by: By,
+        invitation: bytes | None = None,
     ) -> bool:
         """Add a person, who claims the tax id behind the reference `person`. `username` is canonical, `password` a
-        hash. False: this very `sub` was added before.
+        hash. `invitation`: digest of the one that this uses up. False: this very `sub` was added before.
 
         Raises:
             UsernameTaken: somebody else has the name.
+            NotInvited: the invitation is none.
         """
         async with transaction(self._pool) as connection:
             added = await connection.fetchval(
@@ -147,8 +162,34 @@ class Users:
                 if known != sub:
                     raise UsernameTaken(username)
                 return False
+            if invitation is not None:
+                used = await connection.execute(
+                    "UPDATE identity.invitations SET used_by = $2"
+                    " WHERE digest = $1 AND used_by IS NULL AND expires_at > now()",
+                    invitation, sub,
+                )  # fmt: skip
+                if used == "UPDATE 0":
+                    raise NotInvited
             await record(connection, by, "user.added", str(sub), username=username, role=role)
         return True
+
+    async def invite(self, invitation: bytes, expires_at: datetime, by: By) -> None:
+        """Let somebody register, once: whoever has the secret behind the digest."""
+        async with transaction(self._pool) as connection:
+            await connection.execute(
+                "INSERT INTO identity.invitations (digest, expires_at) VALUES ($1, $2)", invitation, expires_at
+            )
+            await record(connection, by, "invitation.made", "", expires_at=expires_at.isoformat(timespec="seconds"))
+
+    async def invited(self, invitation: bytes, sub: uuid.UUID) -> bool:
+        """Whether the invitation is good for this very `sub`."""
+        return bool(
+            await self._pool.fetchval(
+                "SELECT EXISTS (SELECT FROM identity.invitations"
+                " WHERE digest = $1 AND (used_by = $2 OR (used_by IS NULL AND expires_at > now())))",
+                invitation, sub,
+            )
+        )  # fmt: skip
 
     async def to_log_in(self, username: str) -> tuple[User, str] | None:
         """The person of that canonical name, with the password's hash."""

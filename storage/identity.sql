@@ -83,6 +83,13 @@ CREATE TABLE IF NOT EXISTS identity.sessions (
 );
 CREATE INDEX IF NOT EXISTS sessions_sub ON identity.sessions (sub);
 
+-- Where nobody registers without one: a code that an operator has made, for one person.
+CREATE TABLE IF NOT EXISTS identity.invitations (
+    digest bytea PRIMARY KEY,
+    expires_at timestamptz NOT NULL,
+    used_by uuid
+);
+
 CREATE TABLE IF NOT EXISTS identity.signing_keys (
     kid text PRIMARY KEY,
     public text NOT NULL,               -- JWK

@@ -15,7 +15,7 @@ from cluster import identity
 from cluster.data import EngineError
 from cluster.identity_wiring import Trust
 from deployments.auth.tokens import InvalidToken
-from deployments.identity_roles import Role
+from deployments.identity_roles import Registration, Role
 from deployments.tax_id import read_tax_id
 from storage.identity import OPERATOR
 from storage.references import person_reference
@@ -201,11 +201,35 @@ async def test_whoever_registered_before_there_were_proofs_has_proven_nothing(ho
 
 
 async def test_nobody_registers_where_that_is_closed(house: House) -> None:
-    house.services.registration_open = False
+    house.services.registration = Registration.CLOSED
     body = {"username": "ana", "password": PASSWORD, "name": "Ana", "tax_id": CPF}
     answer = await ask(house, "/auth/register", {}, **body)
     assert (answer.status_code, answer.json()["type"]) == (403, "/problems/forbidden")
     assert await house.services.users.by_name("ana") is None
+
+
+async def test_an_invitation_lets_one_person_register(house: House) -> None:
+    house.services.registration = Registration.INVITED
+    await identity.add_user(house.pool, "olga", Role.AUDITOR, PASSWORD, length_min=15)
+    made, lapsed = [await identity.invite(house.pool, house.plan.ledger_key, life) for life in (60, -1)]
+    body = {"username": "ana", "password": PASSWORD, "name": "Ana", "tax_id": CPF}
+    for bad in ({}, {"invitation": "rzi_guessed"}, {"invitation": lapsed["invitation"]}):
+        for username in ("ana", "olga"):  # nor is it told who is here
+            answer = await ask(house, "/auth/register", {}, **{**body, "username": username, **bad})
+            assert (answer.status_code, answer.json()["field"]) == (403, "invitation")
+    body["invitation"] = made["invitation"]
+    assert (await ask(house, "/auth/register", {}, **{**body, "username": "olga"})).status_code == 409
+    names = ("ana", "bia", "caio")
+    sent = [ask(house, "/auth/register", {"x-request-id": name}, **{**body, "username": name}) for name in names]
+    answers = {name: answer.status_code for name, answer in zip(names, await asyncio.gather(*sent), strict=True)}
+    assert sorted(answers.values()) == [201, 403, 403]
+    (came,) = (name for name, status in answers.items() if status == 201)
+    again = await ask(house, "/auth/register", {"x-request-id": came}, **{**body, "username": came})
+    assert again.status_code == 201
+    for table in ("invitations", "audit"):
+        rows = await house.pool.fetch(f"SELECT t::text AS row FROM identity.{table} t")
+        assert rows
+        assert all(made["invitation"] not in row["row"] for row in rows)
 
 
 async def test_the_command_s_words_are_checked_like_the_call_s(house: House) -> None:
