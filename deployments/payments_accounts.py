@@ -144,12 +144,18 @@ def _limited(columns: tuple[int, int, int, int], unproven: Unproven) -> tuple[in
     Raises:
         ProblemError: one of them would be too high.
     """
-    most = (unproven.per_transfer, unproven.daily, unproven.daily)
-    for name, column, limit in zip(("per_transfer", "daily", "night"), columns[:3], most, strict=True):
+    if (refusal := _too_high(columns, unproven)) is not None:
+        raise refusal
+    return _filled(columns, unproven.limits)
+
+
+def _too_high(columns: tuple[int, int, int, int], unproven: Unproven) -> ProblemError | None:
+    """Which limit is more than an account under no tax id may have."""
+    for name, column, limit in zip(("per_transfer", "daily", "night"), columns[:3], unproven.limits, strict=True):
         if column > limit:
             detail = f"Under no proven CPF or CNPJ this limit is at most {limit} centavos"
-            raise ProblemError(UNPROVEN, detail, field=f"limits.{name}", most=limit)
-    return _filled(columns, most)
+            return ProblemError(UNPROVEN, detail, field=f"limits.{name}", most=limit)
+    return None
 
 
 def opening_id(named: Id, account: int, ledger_key: bytes) -> Id:
@@ -196,10 +202,11 @@ async def _limits_row(call: Call, account: int, limits: LimitsRequest | UnsetTyp
     columns = per_transfer, daily, night, window = _limit_columns(limits, absent=_UNCHANGED, no_window=_UNCHANGED)
     if columns == (_UNCHANGED,) * 4:
         raise malformed("limits", "Name at least one limit")
-    if call.actor != OPERATOR:
+    refusal = _too_high(columns, call.services.unproven)
+    if refusal is not None and call.actor != OPERATOR:
         owner = await call.services.registry.owner(account)
         if owner is not None and owner.tax_id is None and owner.sub == call.identified().subject:
-            _limited(columns, call.services.unproven)
+            raise refusal
     event = call.event_id(f"limits:{account}", UNSET, account)
     row = event_row(
         Kind.SET_LIMITS, event, call.actor, debit=account, amount=per_transfer,

@@ -42,6 +42,11 @@ class Unproven:
     per_transfer: int = 20_000
     daily: int = 100_000  # and at night
 
+    @property
+    def limits(self) -> tuple[int, int, int]:
+        """Per transfer, daily, night."""
+        return self.per_transfer, self.daily, self.daily
+
 
 @dataclass(slots=True)
 class Services:
