@@ -113,17 +113,17 @@ async def open_account(call: Call) -> Answer:
 
 def _check_proof(call: Call, tax_id: str | None) -> None:
     """A tax id in a body is a claim: the token proves it, or an operator vouches for it. Who has proven none opens an
-    account under none, so nothing of it ever appears under a person.
+    account under none, so nothing of it ever appears under a person; and gets the first answer again once it is proven.
 
     Raises:
         ProblemError: it is not proven, somebody else's, or missing.
     """
     operates = call.actor == OPERATOR
     if tax_id is None:
-        if operates or call.is_proven():
-            raise malformed("owner.tax_id", "The tax id is missing")
+        if operates:
+            raise malformed("owner.tax_id", "The tax id is missing: an operator vouches for one")
         if not call.services.unproven.opens:
-            raise ProblemError(UNPROVEN, "Whoever has proven no CPF or CNPJ opens no account here")
+            raise ProblemError(UNPROVEN, "Nobody opens an account here under no CPF or CNPJ", field="owner.tax_id")
     elif not operates and not call.is_own(tax_id, "ledger:write", call.services.ledger_key):
         if call.is_proven():
             raise ProblemError(FORBIDDEN, "The token speaks for another CPF or CNPJ", field="owner.tax_id")
