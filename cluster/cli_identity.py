@@ -149,7 +149,50 @@ def users_list(tier: OfTier = None, data: Data = None, as_json: Json = False) ->
         _show(_with_trace(data, trace.list_users), as_json, "username", "disabled")
         return
     found = _with_store(data, lambda pool, _: identity.list_users(pool))
-    _show(found, as_json, "username", "role", "disabled", "sub", "created_at")
+    _show(found, as_json, "username", "role", "disabled", "proven", "sub", "created_at")
+
+
+@users.command("invite")
+def users_invite(
+    expires_in: Annotated[int, typer.Option(min=60, help="Seconds that it can be used.")] = 7 * 86_400,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Print a code by which one person can register, where RAZAO_REGISTRATION=invited. It is shown this once."""
+    from cluster import identity
+
+    found = _with_store(data, lambda pool, key: identity.invite(pool, key, expires_in))
+    _show(found, as_json, "invitation", "expires_at")
+
+
+@users.command("prove")
+def users_prove(
+    name: Name,
+    tax_id: Annotated[str, typer.Option(help="The CPF or CNPJ that they have shown; the one they registered with.")],
+    method: Annotated[str, typer.Option(help="By what, for the audit table: small letters and hyphens.")] = "document",
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Say that a tax id is somebody's. What it opens is theirs with their next login or refresh."""
+    from cluster import identity
+
+    repeated = settings_of(data=data).repeated_tax_ids
+    found = _with_store(data, lambda pool, key: identity.prove_user(pool, key, name, tax_id, method, repeated=repeated))
+    _show(found, as_json, "username", "proven", "sub")
+
+
+@users.command("unprove")
+def users_unprove(
+    name: Name,
+    reason: Annotated[str, typer.Option(help="Why, for the audit table: small letters and hyphens.")] = "mistake",
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Take a proof back; access tokens that speak for the tax id stop at once."""
+    from cluster import identity
+
+    found = _with_store(data, lambda pool, _: identity.unprove_user(pool, name, reason))
+    _show(found, as_json, "username", "proven", "sub")
 
 
 @users.command("disable")

@@ -6,7 +6,10 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
+import asyncpg
 import httpx
 
 from cluster import trace
@@ -15,9 +18,11 @@ from cluster.demo import Demo
 from cluster.demo_identity import IdentityDemo
 from cluster.demo_tiers import TiersDemo, Tokens
 from cluster.documents import open_documents
+from cluster.identity import prove_user
 from cluster.plan import Plan, vault_tls
+from cluster.settings import UnprovenMay
 from deployments.auth.keys import sign_token
-from deployments.identity_roles import PAYMENTS
+from deployments.identity_roles import PAYMENTS, Registration
 from storage.references import person_reference
 from storage.trace_users import COLLECTIONS, TraceUsers
 
@@ -38,7 +43,7 @@ def run(directory: DataDirectory, say: Say) -> None:
     if not plan.settings.trusts_embedded_key:
         raise EngineError("the demo pays money in with the embedded key, which is not trusted here")
     tokens = _tokens_of(plan)
-    bearer = tokens(PAYMENTS, "demo", "ledger:read ledger:write ledger:fund", None)
+    bearer = tokens(PAYMENTS, "demo", "ledger:read ledger:write ledger:fund ledger:operate", None)
     with (
         httpx.Client(
             base_url=running.url, headers={"Authorization": f"Bearer {bearer}"}, timeout=30, trust_env=False
@@ -47,7 +52,9 @@ def run(directory: DataDirectory, say: Say) -> None:
     ):
         try:
             Demo(bank, say).run()
-            IdentityDemo(public, bank, say).run()
+            if plan.settings.registration is Registration.OPEN:
+                limited = plan.settings.unproven is UnprovenMay.LIMITED
+                IdentityDemo(public, bank, partial(_prove, plan), say, limited=limited).run()
             _show_tiers(plan, running.vault_url, public, bank, tokens, say)
         except httpx.HTTPError as error:
             raise EngineError(f"{running.url} does not answer: {error}") from error
@@ -84,6 +91,16 @@ def _tokens_of(plan: Plan) -> Tokens:
         )
 
     return sign
+
+
+def _prove(plan: Plan, username: str, tax_id: str) -> dict[str, Any]:
+    """As `razao users prove` does."""
+
+    async def prove() -> dict[str, Any]:
+        async with asyncpg.create_pool(plan.dsn, min_size=1, max_size=1) as pool:
+            return await prove_user(pool, plan.ledger_key, username, tax_id, "document", repeated=False)
+
+    return asyncio.run(prove())
 
 
 @contextmanager

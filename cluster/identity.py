@@ -18,15 +18,17 @@ from cluster.data import EngineError
 from deployments.identity_accounts import read_username
 from deployments.identity_oauth import CODE_GRANT, CREDENTIALS_GRANT, REFRESH_GRANT, new_secret
 from deployments.identity_passwords import Passwords, check_password
+from deployments.identity_proofs import read_how
 from deployments.identity_roles import DELEGABLE, FIRST_PARTY, OF_ROLE, OPENID, SELF, Role, in_order
 from deployments.identity_services import Lifetimes
 from deployments.identity_signing import make_key
 from deployments.problems import ProblemError
+from deployments.tax_id import read_tax_id
 from storage import identity
-from storage.identity import OPERATOR, UsernameTaken, Users, canonical_username, digest
+from storage.identity import OPERATOR, ProofConflict, User, UsernameTaken, Users, canonical_username, digest
 from storage.identity_clients import Clients
 from storage.identity_keys import SigningKeys
-from storage.references import derived_key
+from storage.references import derived_key, person_reference
 
 ADMINISTRATOR: Final = "admin"
 PUBLISHED: Final = timedelta(seconds=30)
@@ -185,6 +187,57 @@ async def add_user(
     return {"sub": str(sub), "username": canonical, "role": role.value}
 
 
+async def prove_user(
+    pool: asyncpg.Pool[asyncpg.Record], ledger_key: bytes, username: str, tax_id: str, how: str, *, repeated: bool
+) -> dict[str, Any]:
+    """Say that a tax id is somebody's.
+
+    Raises:
+        EngineError: there is nobody of that name, or it is not theirs by what we know.
+    """
+    try:
+        plain = read_tax_id(tax_id, "--tax-id", repeated=repeated)
+        read_how(how, "--method")
+        user = await _user(pool, username)
+        await Users(pool, access_life=_LONGEST).prove(user.sub, person_reference(ledger_key, plain), how, OPERATOR)
+    except ProblemError as error:
+        raise EngineError(error.detail) from None
+    except ProofConflict as error:
+        raise EngineError(str(error)) from None
+    return {"sub": user.sub, "username": user.username, "proven": True}
+
+
+async def unprove_user(pool: asyncpg.Pool[asyncpg.Record], username: str, reason: str) -> dict[str, Any]:
+    """Take a proof back.
+
+    Raises:
+        EngineError: there is nobody of that name.
+    """
+    try:
+        read_how(reason, "--reason")
+    except ProblemError as error:
+        raise EngineError(error.detail) from None
+    user = await _user(pool, username)
+    await Users(pool, access_life=_LONGEST).unprove(user.sub, reason, OPERATOR)
+    return {"sub": user.sub, "username": user.username, "proven": False}
+
+
+async def _user(pool: asyncpg.Pool[asyncpg.Record], username: str) -> User:
+    user = await Users(pool, access_life=_LONGEST).by_name(canonical_username(username))
+    if user is None:
+        raise EngineError(f"there is nobody named {username}")
+    return user
+
+
+async def invite(pool: asyncpg.Pool[asyncpg.Record], ledger_key: bytes, life_s: int) -> dict[str, Any]:
+    """A code by which one person can register within so many seconds; it is shown this once."""
+    code = new_secret("rzi")
+    expires_at = datetime.now(UTC) + timedelta(seconds=life_s)
+    users = Users(pool, access_life=_LONGEST)
+    await users.invite(digest(secret_key(ledger_key), code), expires_at, OPERATOR)
+    return {"invitation": code, "expires_at": expires_at.isoformat(timespec="seconds")}
+
+
 async def list_users(pool: asyncpg.Pool[asyncpg.Record]) -> list[dict[str, Any]]:
     """Everybody, by name."""
     return [
@@ -193,6 +246,7 @@ async def list_users(pool: asyncpg.Pool[asyncpg.Record]) -> list[dict[str, Any]]
             "username": user.username,
             "role": user.role,
             "disabled": user.disabled,
+            "proven": user.person is not None,
             "created_at": user.created_at.isoformat(timespec="seconds"),
         }
         for user in await Users(pool, access_life=_LONGEST).everyone()
@@ -206,9 +260,7 @@ async def set_enabled(pool: asyncpg.Pool[asyncpg.Record], username: str, *, enab
         EngineError: there is nobody of that name.
     """
     users = Users(pool, access_life=_LONGEST)
-    user = await users.by_name(canonical_username(username))
-    if user is None:
-        raise EngineError(f"there is nobody named {username}")
+    user = await _user(pool, username)
     await (users.enable if enabled else users.disable)(user.sub, OPERATOR)
     return {"sub": user.sub, "username": user.username, "disabled": not enabled}
 

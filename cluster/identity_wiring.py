@@ -19,11 +19,14 @@ from deployments.identity_passwords import Passwords
 from deployments.identity_roles import PAYMENTS
 from deployments.identity_services import Lifetimes, Services
 from deployments.identity_signing import Signer, StoredKeys
+from deployments.problems import ProblemError
 from deployments.serving import Application, Spec
+from deployments.tax_id import read_tax_id
 from storage.identity import Users
 from storage.identity_clients import Clients
 from storage.identity_grants import Attempts, Grants
 from storage.identity_keys import Follower, SigningKeys
+from storage.references import person_reference
 
 _CONNECTIONS: Final = 6
 _COUNTERS: Final = 4
@@ -69,8 +72,15 @@ class Trust:
             source = KeyAddress(jwks) if jwks.startswith(("http://", "https://")) else KeyFile(Path(jwks))
             verifiers[settings.token_issuer] = TokenVerifier(source, issuer=settings.token_issuer, audience=named)
         outside = (one.provider() for one in settings.oidc_issuers)
-        verifiers |= {one.issuer: one.verifier(tier) for one in outside if one.opens(tier)}
+        verifiers |= {one.issuer: one.verifier(tier, self._reference) for one in outside if one.opens(tier)}
         return Issuers(verifiers)
+
+    def _reference(self, tax_id: str) -> str | None:
+        try:
+            plain = read_tax_id(tax_id, "tax_id", repeated=self._plan.settings.repeated_tax_ids)
+        except ProblemError:
+            return None
+        return person_reference(self._plan.ledger_key, plain).hex()
 
     async def _keys_changed(self) -> None:
         for verifier in self._verifiers:
@@ -130,6 +140,7 @@ async def make_services(
         deadline_s=settings.deadline_s,
         password_length_min=settings.password_length_min,
         repeated_tax_ids=settings.repeated_tax_ids,
+        registration=settings.registration,
         lifetimes=times,
         **changes,
     )

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from deployments.auth.issuers import Provider
+from deployments.identity_roles import Registration
 from deployments.quotas import OPERATOR, PERSON, Allowance
 from storage.events import AMOUNT_MAX
 
@@ -88,6 +89,13 @@ class KafkaSecurity(StrEnum):
     SASL_SSL = "SASL_SSL"
 
 
+class UnprovenMay(StrEnum):
+    """What somebody may in the ledger who has proven no tax id: open an account with low limits under none, or not."""
+
+    LIMITED = "limited"
+    NONE = "none"
+
+
 class OidcIssuer(BaseModel):
     """An outside provider; `deployments/auth/issuers.py` says what each part means."""
 
@@ -101,6 +109,9 @@ class OidcIssuer(BaseModel):
     audience_claim: str = "aud"
     required: dict[str, Any] = {}
     tier_audiences: dict[str, str] = {}
+    assurance_claim: str | None = None
+    assurance_values: list[str] = []
+    tax_id_claim: str | None = None
 
     @model_validator(mode="after")
     def _opens_no_more_than_meant(self) -> OidcIssuer:
@@ -221,6 +232,25 @@ class Settings(BaseSettings):
     )
     oidc_issuers: list[OidcIssuer] = Field([], description="Outside OpenID Connect providers, as a JSON list.")
     access_token_s: int = Field(600, ge=300, le=900, description="Life of an access token.")
+    registration: Registration = Field(
+        Registration.OPEN,
+        description="open: anybody registers; invited: whoever has a code of `razao users invite`; closed: nobody.",
+    )
+    unproven: UnprovenMay = Field(
+        UnprovenMay.LIMITED,
+        description="Whoever has proven no CPF or CNPJ opens accounts with low limits, under none (limited), or no "
+        "account (none).",
+    )
+    unproven_transfer_max: int = Field(
+        20_000,
+        ge=0,
+        lt=AMOUNT_MAX,
+        description="Most centavos of a transfer out of such an account; the default is Pix's of an unregistered "
+        "device (Resolução BCB 403).",
+    )
+    unproven_daily_max: int = Field(
+        100_000, ge=0, lt=AMOUNT_MAX, description="And of a day, and of a night; the default as above."
+    )
     refresh_token_s: int = Field(30 * _DAY_S, ge=600, description="Life of a login, however often it is refreshed.")
     password_length_min: int = Field(15, ge=8, description="Characters; NIST SP 800-63B-4 has 15.")
     password_threads: int = Field(1, ge=1, description="Argon2 threads per replica of the identity application.")

@@ -22,9 +22,10 @@ from actors.transport import TcpTransport, Transport
 from cluster.identity_wiring import Trust
 from cluster.journals import kafka_address, open_journal
 from cluster.plan import Plan
-from cluster.settings import Ingress, Settings, TransportKind
+from cluster.settings import Ingress, Settings, TransportKind, UnprovenMay
 from cluster.trace_wiring import trace_movements
 from deployments.payments import Services, create
+from deployments.payments_services import Unproven
 from deployments.quotas import Quotas
 from deployments.serving import Application, Spec
 from storage.feed import Feed
@@ -106,6 +107,9 @@ async def payments_application(config: dict[str, Any]) -> Application:
         repeated_tax_ids=settings.repeated_tax_ids,
         quotas=Quotas(settings.person_allowance, settings.operator_allowance),
         deposit_max=settings.deposit_max,
+        unproven=Unproven(
+            settings.unproven is UnprovenMay.LIMITED, settings.unproven_transfer_max, settings.unproven_daily_max
+        ),
     )
 
     async def close() -> None:

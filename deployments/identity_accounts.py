@@ -21,10 +21,12 @@ from deployments.identity_roles import (
     FIRST_PARTY,
     PAYMENTS,
     SELF,
+    Registration,
     Role,
     delegable_scopes,
     in_order,
-    login_scopes,
+    own_scopes,
+    scopes_for,
 )
 from deployments.identity_schema import (
     NAME_MAX,
@@ -50,6 +52,7 @@ from deployments.problems import (
     UNAUTHENTICATED,
     UNKNOWN_KEY,
     UNKNOWN_SESSION,
+    UNPROVEN,
     USERNAME_TAKEN,
     WRONG_CREDENTIALS,
     ProblemError,
@@ -57,7 +60,7 @@ from deployments.problems import (
 )
 from deployments.request import JSON, Answer, json_answer
 from deployments.tax_id import read_tax_id
-from storage.identity import LoginEnded, User, UsernameTaken, canonical_username
+from storage.identity import LoginEnded, NotInvited, User, UsernameTaken, canonical_username
 from storage.identity_clients import Client
 from storage.identity_grants import Family, Listed
 from storage.references import person_reference
@@ -93,6 +96,8 @@ def read_username(given: str, field: str = "username") -> str:
 async def register(call: Call) -> Answer:
     """POST /auth/register. The `sub` follows from the request's number: come twice, it makes one person."""
     services = call.services
+    if services.registration is Registration.CLOSED:
+        raise ProblemError(FORBIDDEN, "Nobody can register here; ask whoever runs the service")
     request = await call.json(_REGISTER)
     username = read_username(request.username)
     name = read_name(request.name, "name", NAME_MAX)
@@ -100,16 +105,29 @@ async def register(call: Call) -> Answer:
     password = check_password(request.password, username=username, name=name, length_min=services.password_length_min)
     pace = services.pace
     await refuse_too_fast(call, f"register\0{call.address}", pace.register_burst, pace.register_drip_s)
-    hashed = await services.passwords.hash(password)
     sub = uuid.UUID(bytes=blake2b(call.request_id.encode(), digest_size=16, key=services.key).digest(), version=4)
+    invitation = None
+    if services.registration is Registration.INVITED:
+        given = "" if request.invitation is UNSET else request.invitation
+        invitation = services.digest(given)
+        if not await services.users.invited(invitation, sub):  # before a name is told to be taken
+            raise _not_invited()
+    hashed = await services.passwords.hash(password)
     person = person_reference(services.ledger_key, tax_id)
     try:
         await services.users.add(
-            sub, username, name=name, person=person, role=Role.PERSON, password=hashed, by=call.by()
-        )
+            sub, username, name=name, person=person, role=Role.PERSON, password=hashed, by=call.by(),
+            invitation=invitation,
+        )  # fmt: skip
     except UsernameTaken:
         raise ProblemError(USERNAME_TAKEN, "The username is taken", field="username") from None
+    except NotInvited:
+        raise _not_invited() from None
     return json_answer(201, Registered(str(sub)), list(NO_STORE))
+
+
+def _not_invited() -> ProblemError:
+    return ProblemError(FORBIDDEN, "Only who was invited can register here, once each", field="invitation")
 
 
 async def login(call: Call) -> Answer:
@@ -120,7 +138,9 @@ async def login(call: Call) -> Answer:
     if audience not in AUDIENCES:
         raise malformed("audience", f"A token is for one of: {', '.join(AUDIENCES)}")
     user, password = await check_credentials(call, request.username, request.password)
-    scopes = login_scopes(user.role, audience)
+    scopes = scopes_for(audience, own_scopes(user.role, proven=user.person is not None))
+    if not scopes and scopes_for(audience, own_scopes(user.role, proven=True)):
+        raise ProblemError(UNPROVEN, "Nobody has proven yet that the CPF or CNPJ is yours", field="audience")
     if not scopes:
         raise ProblemError(FORBIDDEN, "Your role has nothing to do there", field="audience")
     client = await services.clients.get(FIRST_PARTY)
@@ -186,7 +206,7 @@ def _speaks_for_nobody() -> ProblemError:
 
 async def list_sessions(call: Call) -> Answer:
     """GET /auth/sessions."""
-    given = call.query("cursor").get("cursor")
+    given = call.query().get("cursor")
     user = await _person(call)
     after = None if given is None else _read_cursor(given)
     found = await call.services.grants.sessions_of(user.sub, after, SESSIONS_PAGE + 1)

@@ -32,11 +32,11 @@ from deployments.identity_roles import (
     OF_ROLE,
     OPENID,
     PAYMENTS,
-    SELF,
     Role,
     delegable_scopes,
     in_order,
     only_audience,
+    own_scopes,
     scopes_for,
 )
 from deployments.identity_signing import ALGORITHM
@@ -105,7 +105,7 @@ class OAuthClient(ClientMixin):  # type: ignore[misc] # Authlib has no types
 
     def _bound(self) -> frozenset[str]:
         if self.person is not None and self.client.client_id == FIRST_PARTY:
-            return OF_ROLE[Role(self.person.role)] | OPENID | {SELF}
+            return own_scopes(self.person.role, proven=self.person.person is not None)
         if self.person is not None:
             return delegable_scopes(self.person.role) | (frozenset() if self.client.owner else OPENID)
         if self.client.owner is not None:
@@ -332,13 +332,13 @@ class AccessTokens(JWTBearerTokenGenerator):  # type: ignore[misc] # Authlib has
         return None if user is None else int(self._desk.auth_time.timestamp())
 
     def get_extra_claims(self, client: OAuthClient, grant_type: str, user: object, scope: str) -> dict[str, Any]:
-        """For whom it acts, the family that it ends with, the role, and the reference to the tax id."""
+        """For whom it acts, the family that it ends with, the role, and the reference to a proven tax id."""
         person = client.person
         claims: dict[str, Any] = {"roles": [client.client.role if person is None else person.role]}
         if person is not None:
             claims["sub"] = person.sub
             if person.person is not None:
-                claims["person"] = person.person
+                claims |= {"person": person.person, "proof": person.proof}
         if user is not None:
             claims["sid"] = self._desk.sid
         return claims

@@ -23,9 +23,19 @@ class Role(StrEnum):
     SERVICE = "service"
 
 
+class Registration(StrEnum):
+    """Who may become a person: anybody, whoever has an operator's invitation, or nobody."""
+
+    OPEN = "open"
+    INVITED = "invited"
+    CLOSED = "closed"
+
+
 SELF: Final = "identity:self"
 """To manage one's own password and access keys. Only a login with the password gives it, never a consent or a key."""
 ADMIN: Final = "identity:admin"
+PROVE: Final = "identity:prove"
+"""To say that a tax id is somebody's. Only an operator's login gives it."""
 INTROSPECT: Final = "identity:introspect"
 
 OF_ROLE: Final[Mapping[Role, frozenset[str]]] = MappingProxyType(
@@ -34,7 +44,7 @@ OF_ROLE: Final[Mapping[Role, frozenset[str]]] = MappingProxyType(
         Role.OPERATOR: frozenset(
             {
                 "ledger:read", "ledger:write", "ledger:fund", "ledger:operate",
-                "vault:grant", "vault:write", "score:write",
+                "vault:grant", "vault:write", "score:write", PROVE,
             }
         ),
         Role.AUDITOR: frozenset({"ledger:read", "ledger:audit", "vault:audit"}),
@@ -49,6 +59,9 @@ OF_ROLE: Final[Mapping[Role, frozenset[str]]] = MappingProxyType(
     }
 )  # fmt: skip
 """What a role may at all."""
+
+OF_PROVEN: Final = frozenset(scope for scopes in OF_ROLE.values() for scope in scopes if scope.endswith(":self"))
+"""What is only for somebody whose tax id is proven to be theirs. `SELF` is about a login, not about a tax id."""
 
 PAYMENTS: Final = "payments"
 AUDIENCES: Final = (PAYMENTS, "vault", "score")
@@ -90,9 +103,10 @@ def scopes_for(audience: str, scopes: Iterable[str]) -> frozenset[str]:
     return frozenset(scope for scope in scopes if audience_of(scope) == audience)
 
 
-def login_scopes(role: str, audience: str = PAYMENTS) -> frozenset[str]:
-    """What a login with the password gives at an audience."""
-    return scopes_for(audience, OF_ROLE[Role(role)] | OPENID | {SELF})
+def own_scopes(role: str, *, proven: bool) -> frozenset[str]:
+    """What a login with the password gives. `proven`: that the tax id is theirs."""
+    scopes = OF_ROLE[Role(role)] | OPENID | {SELF}
+    return scopes if proven else scopes - OF_PROVEN
 
 
 def delegable_scopes(role: str) -> frozenset[str]:

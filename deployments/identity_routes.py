@@ -7,8 +7,9 @@ from typing import Final
 from deployments import identity_accounts as accounts
 from deployments import identity_authorize as authorize
 from deployments import identity_discovery as discovery
+from deployments import identity_proofs as proofs
 from deployments import identity_tokens as tokens
-from deployments.identity_roles import SELF
+from deployments.identity_roles import PROVE, SELF
 from deployments.identity_schema import (
     AccessKeyRequest,
     AccessKeys,
@@ -16,6 +17,9 @@ from deployments.identity_schema import (
     LoginRequest,
     NewAccessKey,
     PasswordRequest,
+    Proof,
+    ProofRequest,
+    ProofRevocation,
     Registered,
     RegisterRequest,
     Sessions,
@@ -26,12 +30,15 @@ from deployments.problems import (
     FORBIDDEN,
     INVALID_TAX_ID,
     MALFORMED,
+    PROOF_CONFLICT,
     TOO_LARGE,
     TOO_MANY_ATTEMPTS,
     TOO_MANY_KEYS,
     UNAUTHENTICATED,
     UNKNOWN_KEY,
     UNKNOWN_SESSION,
+    UNKNOWN_USER,
+    UNPROVEN,
     UNSUPPORTED_MEDIA_TYPE,
     USERNAME_TAKEN,
     WEAK_PASSWORD,
@@ -42,8 +49,9 @@ INTRODUCTION: Final = (
     "People and programs get their tokens here. A person registers and logs in, and has an ID token, an access token "
     "(a JWT by RFC 9068, some minutes) and a refresh token (for one use at `/oauth/token` with the client `razao`; a "
     "second use ends the login). The access token opens the ledger, or, when the login names another `audience`, the "
-    "vault or the score: one token, one door. A program chooses the door by the scopes that it asks for; those for "
-    "several doors at once are `invalid_scope`.\n\n"
+    "vault or the score: one token, one door. For these two, and for accounts under a tax id, an operator must have "
+    "proven that the tax id is theirs: who registers only claims it. A program chooses the door by the scopes that it "
+    "asks for; those for several doors at once are `invalid_scope`.\n\n"
     "Programs that act for people send them to `/oauth/authorize` with PKCE (S256) and a redirect URI that is "
     "registered character by character. Systems, and the access keys that people make, use client credentials. "
     "The calls under `/oauth` take forms and answer errors as their RFCs say (`error`, `error_description`); "
@@ -66,13 +74,27 @@ def api_operations() -> tuple[Operation, ...]:
     return (
         Operation(
             "POST", "/auth/register", "register", "Become somebody", "A person starts with `ledger:read ledger:write`. "
-            "The tax id is kept as a keyed hash alone.", accounts.register, request=RegisterRequest,
-            response=Registered, status=201,
-            problems=(MALFORMED, USERNAME_TAKEN, WEAK_PASSWORD, INVALID_TAX_ID, TOO_MANY_ATTEMPTS),
+            "The tax id is kept as a keyed hash alone, and is a claim: what is somebody's own by it is theirs once an "
+            "operator has proven it. Forbidden where `RAZAO_REGISTRATION` is `closed`, and where it is `invited` "
+            "to whoever has no invitation.", accounts.register, request=RegisterRequest, response=Registered,
+            status=201,
+            problems=(MALFORMED, FORBIDDEN, USERNAME_TAKEN, WEAK_PASSWORD, INVALID_TAX_ID, TOO_MANY_ATTEMPTS),
         ),
         Operation(
-            "POST", "/auth/login", "login", "Log in with a password", "", accounts.login, request=LoginRequest,
-            response=Tokens, problems=(MALFORMED, WRONG_CREDENTIALS, TOO_MANY_ATTEMPTS),
+            "POST", "/auth/login", "login", "Log in with a password",
+            "For the vault and the score a person's tax id has to be proven.", accounts.login, request=LoginRequest,
+            response=Tokens, problems=(MALFORMED, WRONG_CREDENTIALS, FORBIDDEN, UNPROVEN, TOO_MANY_ATTEMPTS),
+        ),
+        Operation(
+            "POST", "/auth/proofs", "proveTaxId", "Say that a tax id is somebody's",
+            "For operators, once they have made sure of it. Of all who claim a tax id one can have it proven. The "
+            "person's next tokens speak for it.", proofs.prove, scope=PROVE, request=ProofRequest, response=Proof,
+            problems=(UNKNOWN_USER, INVALID_TAX_ID, PROOF_CONFLICT),
+        ),
+        Operation(
+            "POST", "/auth/proofs/revocations", "revokeProof", "Take a proof back",
+            "For operators. Access tokens that speak for the tax id stop, and no new ones are given.", proofs.revoke,
+            scope=PROVE, request=ProofRevocation, response=Proof, problems=(UNKNOWN_USER,),
         ),
         Operation(
             "POST", "/auth/logout", "logout", "End the login that the token came of",

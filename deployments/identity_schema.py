@@ -17,7 +17,17 @@ class RegisterRequest(Struct, forbid_unknown_fields=True):
     username: Annotated[str, Meta(description="1 to 64 characters; case does not count.", examples=["ana.souza"])]
     password: Annotated[str, Meta(description="15 to 256 characters.", examples=["um cavalo correto na pilha"])]
     name: Annotated[str, Meta(description="1 to 100 characters.", examples=["Ana Souza"])]
-    tax_id: Annotated[str, Meta(description="CPF or CNPJ. Kept as a keyed hash alone.", examples=["529.982.247-25"])]
+    tax_id: Annotated[
+        str,
+        Meta(
+            description="CPF or CNPJ, a claim until an operator has proven it. Kept as a keyed hash alone.",
+            examples=["529.982.247-25"],
+        ),
+    ]
+    invitation: Annotated[
+        str | UnsetType,
+        Meta(description="An operator's, where `RAZAO_REGISTRATION` is `invited`; good for one person."),
+    ] = UNSET
 
 
 class Registered(Struct):
@@ -46,6 +56,35 @@ class Tokens(Struct):
     token_type: Annotated[str, Meta(examples=["Bearer"])]
     expires_in: Annotated[int, Meta(description="Seconds that the access token lives.", examples=[600])]
     scope: Annotated[str, Meta(examples=["identity:self ledger:read ledger:write openid profile"])]
+
+
+class ProofRequest(Struct, forbid_unknown_fields=True):
+    """Somebody has shown that a tax id is theirs."""
+
+    username: Annotated[str, Meta(examples=["ana.souza"])]
+    tax_id: Annotated[
+        str, Meta(description="The one seen; it must be the one that they have claimed.", examples=["529.982.247-25"])
+    ]
+    method: Annotated[
+        str, Meta(description="By what; small letters and hyphens, for the audit table.", examples=["identity-card"])
+    ]
+
+
+class ProofRevocation(Struct, forbid_unknown_fields=True):
+    """A proof that is none any more."""
+
+    username: Annotated[str, Meta(examples=["ana.souza"])]
+    reason: Annotated[
+        str, Meta(description="Why; small letters and hyphens, for the audit table.", examples=["forged-document"])
+    ]
+
+
+class Proof(Struct):
+    """How it stands with somebody."""
+
+    sub: str
+    username: str
+    proven: Annotated[bool, Meta(description="Whether the tax id that they claim is proven to be theirs.")]
 
 
 class PasswordRequest(Struct, forbid_unknown_fields=True):

@@ -11,6 +11,7 @@ from deployments.auth.issuers import OwnTokens
 from deployments.auth.tokens import LEEWAY_S
 from deployments.identity_oauth import Issuing
 from deployments.identity_passwords import LENGTH_MIN, Passwords
+from deployments.identity_roles import Registration
 from deployments.identity_signing import Signer
 from storage.identity import Users, digest
 from storage.identity_clients import Clients
@@ -73,6 +74,7 @@ class Services:
     deadline_s: float = 10.0
     password_length_min: int = LENGTH_MIN
     repeated_tax_ids: bool = False
+    registration: Registration = Registration.OPEN
     lifetimes: Lifetimes = field(default_factory=Lifetimes)
     pace: Pace = field(default_factory=Pace)
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from datetime import timedelta
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import numpy as np
@@ -49,6 +49,7 @@ from deployments.problems import (
     NOT_CAUGHT_UP,
     UNAVAILABLE,
     UNKNOWN_ACCOUNT,
+    UNPROVEN,
     ProblemError,
     malformed,
 )
@@ -59,6 +60,9 @@ from storage.events import NO_LIMIT, SLOTS, AccountStatus, Code, Kind
 from storage.ids import Id
 from storage.notation import CURRENCY, rfc3339
 from storage.registry import Owner, RegistrationConflict, account_id, slot
+
+if TYPE_CHECKING:
+    from deployments.payments_services import Unproven
 
 _OPEN: Final = msgspec.json.Decoder(OpenRequest)
 _CHANGE: Final = msgspec.json.Decoder(ChangeRequest)
@@ -84,10 +88,13 @@ async def open_account(call: Call) -> Answer:
     if sub != caller and call.actor != OPERATOR:
         raise ProblemError(FORBIDDEN, "Only an operator may open accounts for somebody else", field="owner.sub")
     name = read_name(request.owner.name, "owner.name", NAME_MAX)
-    tax_id = read_tax_id(request.owner.tax_id, "owner.tax_id", repeated=services.repeated_tax_ids)
-    columns = _limit_columns(request.limits, absent=NO_LIMIT, no_window=DEFAULT_WINDOW)
+    given = request.owner.tax_id
+    tax_id = None if given is UNSET else read_tax_id(given, "owner.tax_id", repeated=services.repeated_tax_ids)
+    asked = _limit_columns(request.limits, absent=_UNCHANGED, no_window=DEFAULT_WINDOW)
+    _check_proof(call, tax_id)
+    columns = _filled(asked, (NO_LIMIT,) * 3) if tax_id is not None else _limited(asked, services.unproven)
     named = call.event_id("accounts", request.id, None)
-    account = account_id(named, slot(services.ledger_key, tax_id))
+    account = account_id(named, slot(services.ledger_key, sub if tax_id is None else tax_id))
     digest = msgspec.msgpack.encode(columns)
     try:
         owner = await services.registry.register(account, named, sub=sub, tax_id=tax_id, name=name, digest=digest)
@@ -106,6 +113,53 @@ async def open_account(call: Call) -> Answer:
     headers = write_headers(done.positions, replayed=done.replayed)
     headers.append((b"location", f"/v1/accounts/{account}".encode()))
     return json_answer(201, view, headers)
+
+
+def _check_proof(call: Call, tax_id: str | None) -> None:
+    """A tax id in a body is a claim: the token proves it, or an operator vouches for it. Who has proven none opens an
+    account under none, so nothing of it ever appears under a person; and gets the first answer again once it is proven.
+
+    Raises:
+        ProblemError: it is not proven, somebody else's, or missing.
+    """
+    operates = call.actor == OPERATOR
+    if tax_id is None:
+        if operates:
+            raise malformed("owner.tax_id", "The tax id is missing: an operator vouches for one")
+        if not call.services.unproven.opens:
+            raise ProblemError(UNPROVEN, "Nobody opens an account here under no CPF or CNPJ", field="owner.tax_id")
+    elif not operates and not call.is_own(tax_id, "ledger:write", call.services.ledger_key):
+        if call.is_proven():
+            raise ProblemError(FORBIDDEN, "The token speaks for another CPF or CNPJ", field="owner.tax_id")
+        raise ProblemError(UNPROVEN, "Have the CPF or CNPJ proven, or leave it out", field="owner.tax_id")
+
+
+def _filled(columns: tuple[int, int, int, int], limits: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """What was left out, as `limits` have it: per transfer, daily, night."""
+    per_transfer, daily, night = (
+        limit if column == _UNCHANGED else column for column, limit in zip(columns[:3], limits, strict=True)
+    )
+    return per_transfer, daily, night, columns[3]
+
+
+def _limited(columns: tuple[int, int, int, int], unproven: Unproven) -> tuple[int, int, int, int]:
+    """The limits of an account under no tax id.
+
+    Raises:
+        ProblemError: one of them would be too high.
+    """
+    if (refusal := _too_high(columns, unproven)) is not None:
+        raise refusal
+    return _filled(columns, unproven.limits)
+
+
+def _too_high(columns: tuple[int, int, int, int], unproven: Unproven) -> ProblemError | None:
+    """Which limit is more than an account under no tax id may have."""
+    for name, column, limit in zip(("per_transfer", "daily", "night"), columns[:3], unproven.limits, strict=True):
+        if column > limit:
+            detail = f"Under no proven CPF or CNPJ this limit is at most {limit} centavos"
+            return ProblemError(UNPROVEN, detail, field=f"limits.{name}", most=limit)
+    return None
 
 
 def opening_id(named: Id, account: int, ledger_key: bytes) -> Id:
@@ -128,7 +182,7 @@ async def change_account(call: Call) -> Answer:
     if request.status is not UNSET:
         event, row = await _status_row(call, account, request.status)
     else:
-        event, row = _limits_row(call, account, request.limits)
+        event, row = await _limits_row(call, account, request.limits)
     try:
         done = await send(call, row, None, event, "account", "account")
     except ProblemError as error:
@@ -159,10 +213,15 @@ async def _status_row(call: Call, account: int, status: str) -> tuple[Id, bytes]
     return event, event_row(kind, event, call.actor, debit=account)
 
 
-def _limits_row(call: Call, account: int, limits: LimitsRequest | UnsetType) -> tuple[Id, bytes]:
-    per_transfer, daily, night, window = _limit_columns(limits, absent=_UNCHANGED, no_window=_UNCHANGED)
-    if (per_transfer, daily, night, window) == (_UNCHANGED,) * 4:
+async def _limits_row(call: Call, account: int, limits: LimitsRequest | UnsetType) -> tuple[Id, bytes]:
+    columns = per_transfer, daily, night, window = _limit_columns(limits, absent=_UNCHANGED, no_window=_UNCHANGED)
+    if columns == (_UNCHANGED,) * 4:
         raise malformed("limits", "Name at least one limit")
+    refusal = _too_high(columns, call.services.unproven)
+    if refusal is not None and call.actor != OPERATOR:
+        owner = await call.services.registry.owner(account)
+        if owner is not None and owner.tax_id is None and owner.sub == call.identified().subject:
+            raise refusal
     event = call.event_id(_CHANGE_ROUTE, UNSET, account)
     row = event_row(
         Kind.SET_LIMITS, event, call.actor, debit=account, amount=per_transfer,
@@ -402,9 +461,9 @@ def _account_view(account: int, status: int, balance: Balance, limits: Limits, o
     )
 
 
-def _masked(tax_id: str) -> str:
+def _masked(tax_id: str | None) -> str | None:
     """A person's number as banks print it; a company's is public."""
-    return f"***.{tax_id[3:6]}.{tax_id[6:9]}-**" if len(tax_id) == 11 else tax_id
+    return f"***.{tax_id[3:6]}.{tax_id[6:9]}-**" if tax_id is not None and len(tax_id) == 11 else tax_id
 
 
 def _shown(limit: int) -> int | None:

@@ -53,6 +53,7 @@ from deployments.problems import (
     SAME_ACCOUNT,
     UNKNOWN_ACCOUNT,
     UNKNOWN_TRANSFER,
+    UNPROVEN,
     UNSURE,
 )
 
@@ -188,9 +189,11 @@ def api_operations() -> tuple[Operation, ...]:
         ),
         Operation(
             "POST", "/v1/accounts", "openAccount", "Open an account",
-            "For the caller; an operator may name another `sub`. Limits given here hold at once.",
+            "For the caller; an operator may name another `sub`. Limits given here hold at once. The tax id is the one "
+            "that is proven to be the caller's; of an operator any. Whoever has proven none leaves it out, and gets an "
+            "account with low limits under no tax id, where `RAZAO_UNPROVEN` lets them.",
             accounts.open_account, "ledger:write", OpenRequest, Account, 201, (_KEY,),
-            (INVALID_TAX_ID, INVALID_LIMIT, INVALID_ID, ACCOUNT_EXISTS, *_EVENT),
+            (UNPROVEN, INVALID_TAX_ID, INVALID_LIMIT, INVALID_ID, ACCOUNT_EXISTS, *_EVENT),
             (*_WRITTEN, ("Location", "Where the account is.")),
         ),
         Operation(
@@ -208,9 +211,11 @@ def api_operations() -> tuple[Operation, ...]:
         Operation(
             "PATCH", "/v1/accounts/{id}", "changeAccount", "Change its status or its limits",
             "An owner may close an empty account and change limits: a cut holds at once, a raise after a delay. "
-            "Operators freeze accounts and open them again.",
+            "Limits of an "
+            "account under no tax id stay low, unless an operator raises them. Operators freeze accounts and open them "
+            "again.",
             accounts.change_account, "ledger:write", ChangeRequest, Account, 200, (_ACCOUNT, _KEY),
-            (UNKNOWN_ACCOUNT, ACCOUNT_NOT_EMPTY, ACCOUNT_CLOSED, INVALID_LIMIT, *_EVENT), _WRITTEN,
+            (UNKNOWN_ACCOUNT, ACCOUNT_NOT_EMPTY, ACCOUNT_CLOSED, INVALID_LIMIT, UNPROVEN, *_EVENT), _WRITTEN,
         ),
         Operation(
             "GET", "/v1/accounts/{id}/balance", "getBalance", "A balance",

@@ -188,7 +188,6 @@ class BatchAnswer(View):
 class OwnerRequest(Body):
     """Whose account it will be."""
 
-    tax_id: Annotated[str, Meta(description="CPF or CNPJ.", examples=["12345678909"])]
     name: Annotated[
         str,
         Meta(
@@ -197,6 +196,17 @@ class OwnerRequest(Body):
             examples=["Maria da Silva"],
         ),
     ]
+    tax_id: (
+        Annotated[
+            str,
+            Meta(
+                description="CPF or CNPJ: the one that the token proves, any for operators. Left out by whoever has "
+                "proven none.",
+                examples=["12345678909"],
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
     sub: Annotated[str, Meta(description="Subject of the owner's tokens; the caller's when left out.")] | UnsetType = (
         UNSET
     )
@@ -271,10 +281,10 @@ class Limits(View):
 
 
 class OwnerView(View):
-    """Whose account it is. Of a CPF only the middle is shown."""
+    """Whose account it is. Of a CPF only the middle is shown; null where nobody has proven that it is theirs."""
 
     name: str
-    tax_id: str
+    tax_id: str | None
     sub: str
 
 

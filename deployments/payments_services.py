@@ -34,6 +34,20 @@ class Actors:
         return known
 
 
+@dataclass(frozen=True, slots=True)
+class Unproven:
+    """What somebody may who has proven no tax id: `opens` an account, whose limits, in centavos, are at most these."""
+
+    opens: bool = True
+    per_transfer: int = 20_000
+    daily: int = 100_000  # and at night
+
+    @property
+    def limits(self) -> tuple[int, int, int]:
+        """Per transfer, daily, night."""
+        return self.per_transfer, self.daily, self.daily
+
+
 @dataclass(slots=True)
 class Services:
     """What the application stands on, and its settings. Made and closed by whoever wires it."""
@@ -54,6 +68,7 @@ class Services:
     event_limits: Limits = field(default_factory=Limits)
     quotas: Quotas = field(default_factory=Quotas)
     deposit_max: int = AMOUNT_MAX
+    unproven: Unproven = field(default_factory=Unproven)
     actors: Actors = field(init=False)
     events: EventStreams = field(init=False)
     batch_bytes: int = field(init=False, default=0)  # bodies of batches at work

@@ -247,6 +247,21 @@ WEAK_PASSWORD: Final = Problem(
     "A password is long (NIST SP 800-63B-4), and not one of those that are tried first. A few words do; no kinds of "
     "characters are asked for.",
 )
+UNPROVEN: Final = Problem(
+    "unproven",
+    403,
+    "The CPF or CNPJ is not proven",
+    "A CPF or CNPJ that somebody registers with, or writes into a request, is a claim. What is somebody's own by it "
+    "(credit data, accounts under it, limits above those of an account under none, then in `most`) is for whoever an "
+    "operator has proven it of. Log in again, or refresh the token, once that is done.",
+)
+PROOF_CONFLICT: Final = Problem(
+    "proof-conflict",
+    409,
+    "The CPF or CNPJ cannot be proven of this person",
+    "They have registered with another one, or it is proven to be somebody else's. That proof has to be revoked first.",
+)
+UNKNOWN_USER: Final = Problem("unknown-user", 404, "There is no such user", "Nobody has registered with this username.")
 TOO_MANY_KEYS: Final = Problem(
     "too-many-keys",
     422,
@@ -458,6 +473,9 @@ CATALOGUE: Final[tuple[Problem, ...]] = (
     TOO_MANY_ATTEMPTS,
     USERNAME_TAKEN,
     WEAK_PASSWORD,
+    UNPROVEN,
+    PROOF_CONFLICT,
+    UNKNOWN_USER,
     TOO_MANY_KEYS,
     UNKNOWN_KEY,
     UNKNOWN_SESSION,

@@ -110,6 +110,14 @@ class Request:
         own = isinstance(claimed, str) and hmac.compare_digest(claimed.encode(), ours.encode())
         return own and scope in identity.scopes
 
+    def is_proven(self) -> bool:
+        """Whether the token speaks for a tax id at all.
+
+        Raises:
+            ProblemError: nobody asks.
+        """
+        return "person" in self.identified().claims
+
     async def body(self, limit: int) -> bytes:
         """The whole body, not decoded."""
         if b"content-encoding" in self.headers:

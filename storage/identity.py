@@ -4,8 +4,12 @@ Beside it stand the stores of clients, of grants (`identity_grants.py`) and of s
 over one pool. Every change goes into the audit table in the transaction that makes it. Whoever follows revocations and
 keys is told on the channel `CHANNEL`.
 
+A tax id is somebody's claim until it is proven; `User.person` is there only then.
+
     UsernameTaken           somebody else has the name
     LoginEnded              what somebody was let in by has ended
+    NotInvited              there is no such invitation, or it was used or has lapsed
+    ProofConflict           the tax id is not the one claimed, or it is proven to be somebody else's
 """
 
 from __future__ import annotations
@@ -41,6 +45,14 @@ class LoginEnded(Exception):  # noqa: N818 - what it is
     """What somebody was let in by has ended, so nothing more is given for it."""
 
 
+class NotInvited(Exception):  # noqa: N818 - what it is
+    """There is no such invitation, or it was used or has lapsed."""
+
+
+class ProofConflict(Exception):  # noqa: N818 - what it is
+    """The tax id is not the one claimed, or it is proven to be somebody else's. The message may be shown."""
+
+
 @dataclass(frozen=True, slots=True)
 class By:
     """Who makes a change, for the audit table. `request`: the number of the HTTP request."""
@@ -60,7 +72,8 @@ class User:
     sub: str
     username: str
     name: str
-    person: str | None  # keyed reference to the tax id, hex
+    person: str | None  # keyed reference to the tax id, hex, once it is proven to be theirs
+    proof: str | None  # which proof that is: another one after it was revoked
     role: str
     disabled: bool
     created_at: datetime
@@ -126,12 +139,23 @@ class Users:
         self._life = access_life
 
     async def add(
-        self, sub: uuid.UUID, username: str, *, name: str, person: bytes | None, role: str, password: str, by: By
+        self,
+        sub: uuid.UUID,
+        username: str,
+        *,
+        name: str,
+        person: bytes | None,
+        role: str,
+        password: str,
+        by: By,
+        invitation: bytes | None = None,
     ) -> bool:
-        """Add a person. `username` is canonical, `password` a hash. False: this very `sub` was added before.
+        """Add a person, who claims the tax id behind the reference `person`. `username` is canonical, `password` a
+        hash. `invitation`: digest of the one that this uses up. False: this very `sub` was added before.
 
         Raises:
             UsernameTaken: somebody else has the name.
+            NotInvited: the invitation is none.
         """
         async with transaction(self._pool) as connection:
             added = await connection.fetchval(
@@ -144,8 +168,34 @@ class Users:
                 if known != sub:
                     raise UsernameTaken(username)
                 return False
+            if invitation is not None:
+                used = await connection.execute(
+                    "UPDATE identity.invitations SET used_by = $2"
+                    " WHERE digest = $1 AND used_by IS NULL AND expires_at > now()",
+                    invitation, sub,
+                )  # fmt: skip
+                if used == "UPDATE 0":
+                    raise NotInvited
             await record(connection, by, "user.added", str(sub), username=username, role=role)
         return True
+
+    async def invite(self, invitation: bytes, expires_at: datetime, by: By) -> None:
+        """Let somebody register, once: whoever has the secret behind the digest."""
+        async with transaction(self._pool) as connection:
+            await connection.execute(
+                "INSERT INTO identity.invitations (digest, expires_at) VALUES ($1, $2)", invitation, expires_at
+            )
+            await record(connection, by, "invitation.made", "", expires_at=expires_at.isoformat(timespec="seconds"))
+
+    async def invited(self, invitation: bytes, sub: uuid.UUID) -> bool:
+        """Whether the invitation is good for this very `sub`."""
+        return bool(
+            await self._pool.fetchval(
+                "SELECT EXISTS (SELECT FROM identity.invitations"
+                " WHERE digest = $1 AND (used_by = $2 OR (used_by IS NULL AND expires_at > now())))",
+                invitation, sub,
+            )
+        )  # fmt: skip
 
     async def to_log_in(self, username: str) -> tuple[User, str] | None:
         """The person of that canonical name, with the password's hash."""
@@ -193,6 +243,45 @@ class Users:
             if revoke_keys:
                 await _end_keys(connection, sub, self._life, by)
             await record(connection, by, "user.password-changed", sub)
+        return True
+
+    async def prove(self, sub: str, person: bytes, how: str, by: By) -> bool:
+        """The tax id behind the reference is theirs: somebody has made sure, by `how`. Who has claimed none has it from
+        now on. False: there is nobody of that `sub`, or it was proven before.
+
+        Raises:
+            ProofConflict: they claim another tax id, or it is proven to be somebody else's.
+        """
+        try:
+            async with transaction(self._pool) as connection:
+                row = await connection.fetchrow(
+                    "SELECT person, proven_at FROM identity.users WHERE sub = $1 FOR UPDATE", read_uuid(sub)
+                )
+                if row is None:
+                    return False
+                if row["person"] not in {None, person}:
+                    raise ProofConflict("The tax id is not the one that they have claimed")
+                if row["proven_at"] is not None:
+                    return False
+                await connection.execute(
+                    "UPDATE identity.users SET person = $2, proven_at = now() WHERE sub = $1", read_uuid(sub), person
+                )
+                await record(connection, by, "proof.given", sub, how=how)
+        except asyncpg.UniqueViolationError:
+            raise ProofConflict("The tax id is proven to be somebody else's") from None
+        return True
+
+    async def unprove(self, sub: str, how: str, by: By) -> bool:
+        """The tax id is a mere claim again, and access tokens that carry it stop. False: it was no more before."""
+        async with transaction(self._pool) as connection:
+            proven_at = await connection.fetchval(
+                "SELECT proven_at FROM identity.users WHERE sub = $1 FOR UPDATE", read_uuid(sub)
+            )
+            if proven_at is None:
+                return False
+            await connection.execute("UPDATE identity.users SET proven_at = NULL WHERE sub = $1", read_uuid(sub))
+            await revoke_marks(connection, [f"proof:{_proof(read_uuid(sub), proven_at)}"], self._life)
+            await record(connection, by, "proof.revoked", sub, how=how)
         return True
 
     async def disable(self, sub: str, by: By) -> None:
@@ -271,12 +360,18 @@ def read_uuid(sub: str) -> uuid.UUID | None:
         return None
 
 
+def _proof(sub: Any, proven_at: datetime) -> str:
+    return f"{sub}:{proven_at.timestamp():.6f}"
+
+
 def _user(row: Any) -> User:
+    proven_at = row["proven_at"]
     return User(
         sub=str(row["sub"]),
         username=row["username"],
         name=row["name"],
-        person=None if row["person"] is None else row["person"].hex(),
+        person=None if proven_at is None else row["person"].hex(),
+        proof=None if proven_at is None else _proof(row["sub"], proven_at),
         role=row["role"],
         disabled=row["disabled_at"] is not None,
         created_at=row["created_at"],

@@ -10,12 +10,16 @@ CREATE TABLE IF NOT EXISTS identity.users (
     sub uuid PRIMARY KEY,
     username text NOT NULL UNIQUE,      -- as `canonical_username` has it
     name text NOT NULL,
-    person bytea,                       -- keyed hash of the tax id; none for people who only operate
+    person bytea,                       -- keyed hash of the tax id, a claim; none for people who only operate
+    proven_at timestamptz,              -- since when it is proven that the tax id is theirs
     role text NOT NULL,
     password text NOT NULL,             -- Argon2id, PHC string format
     disabled_at timestamptz,
     created_at timestamptz NOT NULL DEFAULT now()
 );
+ALTER TABLE identity.users ADD COLUMN IF NOT EXISTS proven_at timestamptz;
+-- Anybody can claim a tax id; at most one can have it proven.
+CREATE UNIQUE INDEX IF NOT EXISTS users_proven ON identity.users (person) WHERE proven_at IS NOT NULL;
 
 -- OAuth clients. With an `owner` it is an access key: it acts for that person, with no more than that person may.
 CREATE TABLE IF NOT EXISTS identity.clients (
@@ -88,6 +92,13 @@ CREATE TABLE IF NOT EXISTS identity.sessions (
 ALTER TABLE identity.sessions ADD COLUMN IF NOT EXISTS id uuid NOT NULL DEFAULT gen_random_uuid();
 CREATE INDEX IF NOT EXISTS sessions_sub ON identity.sessions (sub);
 
+-- Where nobody registers without one: a code that an operator has made, for one person.
+CREATE TABLE IF NOT EXISTS identity.invitations (
+    digest bytea PRIMARY KEY,
+    expires_at timestamptz NOT NULL,
+    used_by uuid
+);
+
 CREATE TABLE IF NOT EXISTS identity.signing_keys (
     kid text PRIMARY KEY,
     public text NOT NULL,               -- JWK
@@ -97,7 +108,7 @@ CREATE TABLE IF NOT EXISTS identity.signing_keys (
     expires_at timestamptz              -- verifies no longer
 );
 
--- Access tokens that must stop before they expire, by a mark that they carry: sid:, jti: or client:. None is lifted.
+-- Access tokens that must stop before they expire, by a mark that they carry: sid:, jti:, client: or proof:. None is lifted.
 CREATE TABLE IF NOT EXISTS identity.revocations (
     mark text PRIMARY KEY,
     expires_at timestamptz NOT NULL

@@ -310,6 +310,7 @@ class Grants:
             ("sessions", timedelta()),
             ("revocations", timedelta()),
             ("families", timedelta(days=7)),
+            ("invitations", timedelta(days=7)),
         ):
             await self._pool.execute(
                 f"DELETE FROM identity.{table} WHERE expires_at < $1",  # a name of ours

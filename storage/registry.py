@@ -31,13 +31,14 @@ CREATE TABLE IF NOT EXISTS people.owners (
     account bigint PRIMARY KEY,
     event uuid NOT NULL UNIQUE,         -- id by which the request to open the account is known
     sub text NOT NULL,
-    tax_id text NOT NULL,
+    tax_id text,                        -- none where nobody has proven that it is theirs
     name text NOT NULL,
     digest bytea NOT NULL,              -- of the whole request: same id, other content is a conflict
     created_at timestamptz NOT NULL DEFAULT now()
 );
 -- ns since 1970, by the ledger: the stamp of the event that opened the account; null until that is known here
 ALTER TABLE people.owners ADD COLUMN IF NOT EXISTS opened_at bigint;
+ALTER TABLE people.owners ALTER COLUMN tax_id DROP NOT NULL;
 CREATE INDEX IF NOT EXISTS owners_sub ON people.owners (sub, account);
 -- What was answered to changes of accounts under an Idempotency-Key, for as long as the ledger remembers their ids.
 CREATE TABLE IF NOT EXISTS people.answers (
@@ -59,7 +60,8 @@ def owner_hash(key: bytes, sub: str) -> int:
 
 
 def slot(key: bytes, tax_id: str) -> int:
-    """The slot, 0-1023, of everything that belongs to the person with this tax id (digits and letters only)."""
+    """The slot, 0-1023, of everything that belongs to the person with this tax id (digits and letters only). Whoever
+    has proven none stands under their `sub`."""
     digest = blake2b(tax_id.encode(), digest_size=8, key=key, person=b"razao.slot").digest()
     return int.from_bytes(digest, "big") % SLOTS
 
@@ -82,12 +84,12 @@ class RegistrationConflict(Exception):  # noqa: N818 - what it is, in the field'
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whose account it is."""
+    """Whose account it is. `tax_id`: none where nobody has proven that it is theirs."""
 
     account: int
     event_id: Id
     sub: str
-    tax_id: str
+    tax_id: str | None
     name: str
     digest: bytes
     opened_at: int | None  # ns since 1970, by the ledger
@@ -108,7 +110,9 @@ class Registry:
         async with self._pool.acquire() as connection, connection.transaction():
             await connection.execute(_SCHEMA)
 
-    async def register(self, account: int, event_id: Id, *, sub: str, tax_id: str, name: str, digest: bytes) -> Owner:
+    async def register(
+        self, account: int, event_id: Id, *, sub: str, tax_id: str | None, name: str, digest: bytes
+    ) -> Owner:
         """Write down who owns `account`, before the event that opens it is sent. Doing it again changes nothing.
 
         Raises:
@@ -154,8 +158,10 @@ class Registry:
         return owner
 
     async def tax_ids(self, accounts: Sequence[int]) -> dict[int, str]:
-        """Whose tax id each of `accounts` is under; those that nobody owns are missing."""
-        rows = await self._pool.fetch("SELECT account, tax_id FROM people.owners WHERE account = ANY($1)", accounts)
+        """Whose tax id each of `accounts` is under; those that nobody owns, and those under none, are missing."""
+        rows = await self._pool.fetch(
+            "SELECT account, tax_id FROM people.owners WHERE account = ANY($1) AND tax_id IS NOT NULL", accounts
+        )
         return {row["account"]: row["tax_id"] for row in rows}
 
     async def accounts(self, sub: str, *, after: int = 0, limit: int = 100) -> Sequence[Owner]:

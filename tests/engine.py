@@ -15,9 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import asyncpg
 import httpx
 
 from cluster.data import DataDirectory
+from cluster.identity import prove_user
 from cluster.plan import Plan
 from cluster.processes import free_ports, owned
 from cluster.status import collect
@@ -134,6 +136,16 @@ class Engine:
         """A token that the engine accepts, as `razao token` would print it. `tax_id`: digits and letters alone."""
         person = None if tax_id is None else person_reference(self.plan().ledger_key, tax_id).hex()
         return sign_token(self.data / "keys", sub, scope, audience, expires_in, person=person)
+
+    def prove(self, username: str, tax_id: str) -> None:
+        """What `razao users prove` does, without a process for it."""
+        plan = self.plan()
+
+        async def prove() -> None:
+            async with asyncpg.create_pool(plan.dsn, min_size=1, max_size=1) as pool:
+                await prove_user(pool, plan.ledger_key, username, tax_id, "document", repeated=False)
+
+        _apart(prove())
 
     def plan(self) -> Plan:
         """What its processes were told."""

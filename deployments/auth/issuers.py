@@ -3,6 +3,7 @@
 What a token says of its issuer chooses who verifies it, and nothing else: the chosen verifier checks `iss` once more
 under the signature. An outside provider's people live in a name space of their own (`name|sub`), so that no provider
 can speak for somebody else's accounts, and have the scopes that the operator mapped from their claims, no others.
+They speak for a tax id (`person`) only where the operator has said by what claim the provider proves it.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import binascii
 import json
 from base64 import urlsafe_b64decode
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
@@ -23,6 +25,7 @@ from deployments.auth.tokens import (
     KeysUnavailable,
     TokenVerifier,
 )
+from deployments.identity_roles import OF_PROVEN
 
 SCOPES_OF_OUTSIDERS: Final = frozenset(
     {
@@ -31,7 +34,9 @@ SCOPES_OF_OUTSIDERS: Final = frozenset(
         "score:read", "score:profile", "score:write", "score:extract",
     }
 )  # fmt: skip
-"""All but what a person may with their own data: that an outside subject has a tax id is not for others to say."""
+"""All but what a person may with their own data: that takes a tax id that the provider is trusted to prove."""
+Reference = Callable[[str], str | None]
+"""The claim `person` for a tax id; none for what is no tax id."""
 _TIERS: Final = frozenset({"vault", "score"})
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
@@ -131,12 +136,9 @@ class OwnTokens:
 
 
 def marks_of(claims: Mapping[str, Any]) -> tuple[str, ...]:
-    """By what an access token of ours may be revoked."""
-    return tuple(
-        f"{kind}:{claims[claim]}"
-        for kind, claim in (("sid", "sid"), ("jti", "jti"), ("client", "client_id"))
-        if claim in claims
-    )
+    """By what an access token of ours may be revoked. `proof` stops those that speak for a tax id, no others."""
+    kinds = (("sid", "sid"), ("jti", "jti"), ("client", "client_id"), ("proof", "proof"))
+    return tuple(f"{kind}:{claims[claim]}" for kind, claim in kinds if claim in claims)
 
 
 # -- outside providers ------------------------------------------------------------------------------------------------
@@ -149,6 +151,8 @@ class Provider:
     `scopes`: claim (dots lead into objects) → value → scopes that it gives. `audience_claim`: `aud`, or what stands in
     for it (Cognito's access tokens have `client_id`). `required`: claims that must have just this value.
     `tier_audiences`: vault and score, where its tokens open them, → the audience that they must have for it.
+    `assurance_claim`: where it says how sure it is of the person; with one of `assurance_values` there, `tax_id_claim`
+    holds a tax id that is proven to be theirs. Without all three its tokens prove none, whatever they say.
     """
 
     name: str
@@ -159,6 +163,9 @@ class Provider:
     audience_claim: str = "aud"
     required: Mapping[str, Any] = field(default_factory=dict)
     tier_audiences: Mapping[str, str] = field(default_factory=dict)
+    assurance_claim: str | None = None
+    assurance_values: Sequence[str] = ()
+    tax_id_claim: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what would open more than was meant.
@@ -176,12 +183,18 @@ class Provider:
             raise ValueError("an audience is needed, and another one for each tier")
         if not self.tier_audiences.keys() <= _TIERS:
             raise ValueError(f"tokens open these tiers alone: {', '.join(sorted(_TIERS))}")
+        parts = (self.assurance_claim, self.assurance_values, self.tax_id_claim)
+        if any(parts) and not all(parts):
+            raise ValueError("assurance_claim, assurance_values and tax_id_claim are needed together")
         given = {scope for values in self.scopes.values() for scopes in values.values() for scope in scopes}
-        if not given <= SCOPES_OF_OUTSIDERS:
-            raise ValueError(f"unknown scopes: {', '.join(sorted(given - SCOPES_OF_OUTSIDERS))}")
+        allowed = SCOPES_OF_OUTSIDERS | OF_PROVEN if self.tax_id_claim else SCOPES_OF_OUTSIDERS
+        if not given <= allowed:
+            raise ValueError(f"unknown scopes: {', '.join(sorted(given - allowed))}")
 
-    def identify(self, claims: Mapping[str, Any]) -> tuple[str, frozenset[str]]:
-        """Subject and scopes of a verified token.
+    def identify(
+        self, claims: Mapping[str, Any], reference: Reference = lambda _: None
+    ) -> tuple[str, frozenset[str], Mapping[str, Any]]:
+        """Subject, scopes and claims that go by a verified token; `person` among these is of our own making alone.
 
         Raises:
             InvalidToken: it is no access token, or lacks what is required.
@@ -197,18 +210,36 @@ class Provider:
         for path, values in self.scopes.items():
             for value in _values(claims, path):
                 scopes.update(values.get(value, ()))
-        return f"{self.name}|{claims['sub']}", frozenset(scopes)
+        ours = {name: value for name, value in claims.items() if name != "person"}
+        person = self._person(claims, reference)
+        if person is None:
+            scopes -= OF_PROVEN
+        else:
+            ours["person"] = person
+        return f"{self.name}|{claims['sub']}", frozenset(scopes), ours
+
+    def _person(self, claims: Mapping[str, Any], reference: Reference) -> str | None:
+        if self.assurance_claim is None or self.tax_id_claim is None:
+            return None
+        tax_ids = _values(claims, self.tax_id_claim)
+        if len(tax_ids) != 1 or set(self.assurance_values).isdisjoint(_values(claims, self.assurance_claim)):
+            return None
+        return reference(tax_ids[0])
 
     def opens(self, tier: str | None) -> bool:
         """Whether its tokens open a tier, or the ledger (None)."""
         return tier is None or tier in self.tier_audiences
 
-    def verifier(self, tier: str | None = None) -> TokenVerifier:
+    def verifier(self, tier: str | None = None, reference: Reference = lambda _: None) -> TokenVerifier:
         """Verifies its tokens for the ledger, or for a tier that it opens."""
         audience = self.audience if tier is None else self.tier_audiences[tier]
         keys = KeyAddress(self.jwks) if self.jwks is not None else Discovered(self.issuer)
         return TokenVerifier(
-            keys, issuer=self.issuer, audience=audience, audience_claim=self.audience_claim, identify=self.identify
+            keys,
+            issuer=self.issuer,
+            audience=audience,
+            audience_claim=self.audience_claim,
+            identify=partial(self.identify, reference=reference),
         )
 
 

@@ -134,7 +134,11 @@ _OPTIONS: Final[dict[str, Any]] = {
 _OPTIONS_WITHOUT_AUD: Final = {**_OPTIONS, "require": ["exp", "iat", "iss", "sub"], "verify_aud": False}
 
 
-def subject_and_scope(claims: Mapping[str, Any]) -> tuple[str, frozenset[str]]:
+Identify = Callable[[Mapping[str, Any]], tuple[str, frozenset[str], Mapping[str, Any]]]
+"""Subject, scopes and claims that go by a token's verified claims; raises InvalidToken where there is no subject."""
+
+
+def as_claimed(claims: Mapping[str, Any]) -> tuple[str, frozenset[str], Mapping[str, Any]]:
     """Whom the claims speak for, and with what scopes, as RFC 9068 has them.
 
     Raises:
@@ -143,7 +147,7 @@ def subject_and_scope(claims: Mapping[str, Any]) -> tuple[str, frozenset[str]]:
     subject, scope = claims["sub"], claims.get("scope", "")
     if not isinstance(subject, str) or not isinstance(scope, str):
         raise InvalidToken("The token's subject or scope is of the wrong type")
-    return subject, frozenset(scope.split())
+    return subject, frozenset(scope.split()), claims
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +199,7 @@ class TokenVerifier:
         audience: str = AUDIENCE,
         audience_claim: str = "aud",
         types: frozenset[str] = TYPES,
-        identify: Callable[[Mapping[str, Any]], tuple[str, frozenset[str]]] | None = None,
+        identify: Identify | None = None,
         leeway_s: int = LEEWAY_S,
         keys_max_age_s: float = 600.0,
         keys_min_age_s: float = 10.0,
@@ -208,7 +212,7 @@ class TokenVerifier:
         self._audience = audience
         self._audience_claim = audience_claim
         self._types = types
-        self._identify = identify or subject_and_scope
+        self._identify = identify or as_claimed
         self._leeway_s = leeway_s
         self._keys_max_age_s = keys_max_age_s
         self._keys_min_age_s = keys_min_age_s
@@ -299,7 +303,7 @@ class TokenVerifier:
         if not by_aud and claims.get(self._audience_claim) != self._audience:
             raise InvalidToken("The token is not meant for this service")
         expires = claims["exp"]
-        subject, scopes = self._identify(claims)
+        subject, scopes, shown = self._identify(claims)
         if not isinstance(subject, str) or not 1 <= len(subject) <= 255 or not subject.isprintable():
             raise InvalidToken("The token's subject is not 1 to 255 printable characters")
         if isinstance(expires, bool) or not isinstance(expires, int | float):
@@ -307,7 +311,7 @@ class TokenVerifier:
         if not self._clock() - self._leeway_s < expires < _FOREVER_S:
             raise InvalidToken("The token has expired, or never does")
         expires_at = float(expires) + self._leeway_s
-        return Identity(subject, scopes, expires_at, claims)
+        return Identity(subject, scopes, expires_at, shown)
 
     async def refresh(self) -> None:
         """Look at the key set now: somebody said that it has changed."""

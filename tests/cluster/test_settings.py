@@ -59,6 +59,17 @@ def test_the_defaults_are_those_of_the_cores_that_there_are(monkeypatch: pytest.
     assert settings().shards == 1024
 
 
+def test_what_an_unproven_person_may_and_who_registers_is_set() -> None:
+    made = settings()
+    assert (made.registration, made.unproven) == ("open", "limited")
+    assert (made.unproven_transfer_max, made.unproven_daily_max) == (20_000, 100_000)
+    again = settings(registration="closed", unproven="none", unproven_daily_max=0)
+    assert (again.registration, again.unproven, again.unproven_daily_max) == ("closed", "none", 0)
+    for wrong in ({"registration": "no"}, {"unproven": "all"}, {"unproven_transfer_max": -1}):
+        with pytest.raises(ValidationError):
+            settings(**wrong)
+
+
 def test_a_ceiling_of_deposits_is_an_amount() -> None:
     assert settings().deposit_max == 10**15
     for wrong in (0, 2**63):

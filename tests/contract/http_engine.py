@@ -28,6 +28,7 @@ from deployments.listener import Listener
 from deployments.payments import Services, create
 from storage.journal.postgres import PostgresJournal
 from storage.query_store import QueryStore
+from storage.references import person_reference
 from storage.registry import Registry
 from storage.snapshots import SnapshotStore
 
@@ -44,7 +45,7 @@ class LiveEngine:
 
     base_url: str
     make_token: Callable[..., str]
-    """(sub, scope) → token."""
+    """(sub, scope, tax_id that is proven) → token."""
 
 
 def new_database(server: PostgresServer, name: str) -> str:
@@ -89,9 +90,10 @@ class Engine:
             raise self._failure
         return LiveEngine(f"http://127.0.0.1:{self.port}", self.token)
 
-    def token(self, sub: str, scope: str, **more: Any) -> str:
+    def token(self, sub: str, scope: str, *, tax_id: str | None = None, **more: Any) -> str:
         """A token that the engine accepts."""
-        return sign_token(self._directory, sub, scope, **more)
+        person = None if tax_id is None else person_reference(_LEDGER_KEY, tax_id).hex()
+        return sign_token(self._directory, sub, scope, person=person, **more)
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run something on the engine's loop."""

@@ -158,7 +158,7 @@ class EventsSuite:
         """From their opening on, whatever becomes of them."""
         caller = world.caller()
         with stream(caller, opened=True) as mine:
-            accounts = [caller.open(tax_id=tax_id) for tax_id in TAX_IDS[:2]]
+            accounts = [world.open_for(caller, tax_id) for tax_id in TAX_IDS[:2]]
             account = accounts[0]
             for status in ("frozen", "open", "closed"):
                 assert world.bank.call("PATCH", f"/v1/accounts/{account}", {"status": status}).status_code == 200

@@ -7,6 +7,7 @@ import httpx
 import jwt
 import pytest
 
+from cluster import identity
 from cluster.identity_wiring import Trust
 from deployments.auth.tokens import InvalidToken
 from deployments.identity_passwords import check_password
@@ -36,7 +37,9 @@ async def test_a_login_gives_three_tokens_and_the_access_token_opens_the_ledger(
 
 
 async def test_no_token_and_no_table_has_the_tax_id(house: House) -> None:
-    tokens = await house.person()
+    await house.register()
+    await house.prove()
+    tokens = await house.login()
     digits = "52998224725"
     for name in ("id_token", "access_token"):
         claims = jwt.decode(tokens[name], options={"verify_signature": False})
@@ -53,6 +56,9 @@ async def test_the_same_tax_id_has_the_same_reference_and_another_has_another(ho
     references = []
     for name, tax_id in (("ana", CPF), ("bia", "52998224725"), ("caio", "11144477735")):
         await house.register(name, tax_id=tax_id)
+        if name == "bia":
+            await identity.unprove_user(house.pool, "ana", "mistake")
+        await house.prove(name, tax_id)
         token = (await house.login(name))["access_token"]
         references.append(jwt.decode(token, options={"verify_signature": False})["person"])
     assert references[0] == references[1] != references[2]

@@ -61,6 +61,7 @@ async def test_a_login_gives_a_token_for_one_audience_and_says_whose_person_it_i
     house: House, trust: Trust, audience: str
 ) -> None:
     await house.register()
+    await house.prove()
     tokens = (await login(house, "ana", audience)).json()
     assert await taken_by(trust, tokens["access_token"]) == {audience}
     found = await trust.verifier(audience).verify(tokens["access_token"].encode())
@@ -73,6 +74,7 @@ async def test_a_login_gives_a_token_for_one_audience_and_says_whose_person_it_i
 
 async def test_a_refreshed_token_is_for_the_same_audience(house: House, trust: Trust) -> None:
     await house.register()
+    await house.prove()
     tokens = (await login(house, "ana", "vault")).json()
     form = {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"], "client_id": "razao"}
     again = (await house.token(form)).json()
@@ -97,6 +99,7 @@ async def test_a_login_where_the_role_may_nothing_is_refused(house: House) -> No
 
 async def test_a_token_of_a_tier_does_nothing_to_passwords_and_keys(house: House) -> None:
     await house.register()
+    await house.prove()
     token = (await login(house, "ana", "vault")).json()["access_token"]
     async with house.http(authorization=f"Bearer {token}") as http:
         body = {"current_password": PASSWORD, "new_password": PASSWORD + "!"}
@@ -161,6 +164,7 @@ async def test_the_score_s_own_client_gets_debts_and_no_more(house: House, trust
 
 async def test_a_ledger_from_before_the_tiers_gets_what_its_own_clients_need(house: House, trust: Trust) -> None:
     await house.register()
+    await house.prove()
     await house.pool.execute("UPDATE identity.clients SET scopes = '{ledger:read}' WHERE client_id = 'razao'")
     await house.pool.execute("DELETE FROM identity.clients WHERE client_id = $1", SCORE_CLIENT)
     for _ in range(2):

@@ -9,7 +9,7 @@ import pytest
 from cluster import identity
 from cluster.identity_wiring import Trust
 from deployments.identity_passwords import Passwords
-from deployments.identity_roles import DELEGABLE, OF_ROLE, Role, scopes_for
+from deployments.identity_roles import DELEGABLE, OF_ROLE, OPENID, PROVE, SELF, Role, scopes_for
 from tests.deployments.identity_house import CPF, PASSWORD, House, slower
 
 WRONG = "a wrong password, surely"
@@ -222,10 +222,12 @@ async def test_a_role_gets_what_it_needs_and_no_more(house: House, trust: Trust,
     await identity.add_user(house.pool, "olga", role, PASSWORD, length_min=15)
     found = await trust.verifier().verify((await house.login("olga"))["access_token"].encode())
     assert found.claims["roles"] == [role]
-    assert set(found.scopes) & (DELEGABLE | {"identity:admin"}) == scopes_for("payments", OF_ROLE[role])
+    assert set(found.scopes) - OPENID - {SELF} == scopes_for("payments", OF_ROLE[role])
 
 
 def test_no_role_can_do_everything() -> None:
+    assert [one for one in Role if PROVE in OF_ROLE[one]] == [Role.OPERATOR]
+    assert PROVE not in DELEGABLE
     assert "ledger:write" not in OF_ROLE[Role.AUDITOR]
     assert "ledger:fund" not in OF_ROLE[Role.PERSON]
     assert "ledger:operate" not in OF_ROLE[Role.SERVICE]

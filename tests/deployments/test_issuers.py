@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jwt
@@ -112,6 +113,44 @@ async def test_cognitos_access_tokens_have_a_client_for_an_audience() -> None:
 def test_a_description_that_opens_too_much_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - each says something else
         provider(**changes)
+
+
+GOV: dict[str, Any] = {
+    "assurance_claim": "assurance.level", "assurance_values": ["silver", "gold"], "tax_id_claim": "cpf",
+    "scopes": {"realm_access.roles": {"payer": ["ledger:read", "vault:self"]}},
+}  # fmt: skip
+
+
+def reference(tax_id: str) -> str | None:
+    """What stands for the one tax id that there is."""
+    return "00ff" if tax_id == "52998224725" else None
+
+
+async def seen(one: Provider, **claims: Any) -> tuple[Any, set[str]]:
+    """For which person a token of it speaks, and with what scopes."""
+    verifier = TokenVerifier(
+        Keys(KEY), issuer=ISSUER, audience="payments", identify=partial(one.identify, reference=reference)
+    )
+    found = await verifier.verify(token(**claims))
+    return found.claims.get("person"), set(found.scopes)
+
+
+async def test_its_tokens_speak_for_a_tax_id_only_with_the_assurance_that_was_named() -> None:
+    gold = {"cpf": "52998224725", "assurance": {"level": "gold"}}
+    assert await seen(provider(**GOV), **gold) == ("00ff", {"ledger:read", "vault:self"})
+    for changes in (
+        {"assurance": {"level": "bronze"}}, {"assurance": {"level": None}}, {"assurance": None}, {"cpf": None},
+        {"cpf": "11144477735"}, {"cpf": ["52998224725", "52998224725"]},
+    ):  # fmt: skip
+        assert await seen(provider(**GOV), **{**gold, **changes, "person": "00ff"}) == (None, {"ledger:read"})
+    assert await seen(provider(), **gold, person="00ff") == (None, {"ledger:read", "ledger:write"})
+
+
+@pytest.mark.parametrize("left_out", ["assurance_claim", "assurance_values", "tax_id_claim"])
+def test_an_assurance_in_part_is_refused(left_out: str) -> None:
+    given = {name: value for name, value in GOV.items() if name not in {left_out, "scopes"}}
+    with pytest.raises(ValueError, match="needed together"):
+        provider(**given)
 
 
 @pytest.mark.parametrize("raw", [b"", b"x", b"a.b", b"a.b.c", b"a.e30.c", b"a.W10.c", b"a." + b"W" * 9000 + b".c"])

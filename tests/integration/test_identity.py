@@ -69,7 +69,7 @@ def test_a_person_registers_logs_in_and_pays(engine: Engine, http: httpx.Client)
     ana, bia = join(http, "ana"), join(http, "bia")
     accounts = []
     for tokens in (ana, bia):
-        body = {"owner": {"tax_id": CPF, "name": "x"}}
+        body = {"owner": {"name": "x"}}
         answer = http.post("/v1/accounts", json=body, headers=bearer(tokens["access_token"]))
         assert answer.status_code == 201, answer.text
         accounts.append(answer.json()["id"])
@@ -84,7 +84,7 @@ def test_a_person_registers_logs_in_and_pays(engine: Engine, http: httpx.Client)
 
 def test_a_bank_funds_with_its_own_secret_and_no_more(engine: Engine, http: httpx.Client) -> None:
     owner = bearer(join(http, "dora")["access_token"])
-    body = {"owner": {"tax_id": CPF, "name": "x"}}
+    body = {"owner": {"name": "x"}}
     account = http.post("/v1/accounts", json=body, headers=owner).json()["id"]
     bank = made(engine, "clients", "add", "Bank", "--scope", "ledger:fund")
     with OAuth2Client(
@@ -98,7 +98,7 @@ def test_a_bank_funds_with_its_own_secret_and_no_more(engine: Engine, http: http
 
 def test_an_auditor_sees_every_account_and_changes_none(engine: Engine, http: httpx.Client) -> None:
     owner = bearer(join(http, "caio")["access_token"])
-    body = {"owner": {"tax_id": CPF, "name": "x"}}
+    body = {"owner": {"name": "x"}}
     account = http.post("/v1/accounts", json=body, headers=owner).json()["id"]
     add_user(engine, "vera", "--role", "auditor")
     vera = bearer(login(http, "vera")["access_token"])
@@ -134,6 +134,16 @@ def test_the_commands_do_what_they_say_while_the_engine_runs(engine: Engine, htt
     assert 401 in answers  # as soon as the replica has heard of it, long before it expires
     engine.razao("users", "enable", "olga")
     login(http, "olga")
+    join(http, "pia")
+    assert made(engine, "users", "prove", "pia", "--tax-id", CPF)["proven"] is True
+    proven = bearer(login(http, "pia")["access_token"])
+    body = {"owner": {"name": "Pia", "tax_id": CPF}}
+    assert http.post("/v1/accounts", json=body, headers=proven).status_code == 201
+    assert made(engine, "users", "unprove", "pia")["proven"] is False
+    answers = (http.get("/v1/accounts", headers=proven).status_code for _ in range(10_000))
+    assert 401 in answers
+    fresh = bearer(login(http, "pia")["access_token"])
+    assert http.post("/v1/accounts", json=body, headers=fresh).json()["type"] == "/problems/unproven"
     assert engine.razao("users", "disable", "nobody", check=False).returncode == 1
     assert engine.razao("clients", "add", "x", "--redirect-uri", "http://evil.example/", check=False).returncode == 1
     assert PASSWORD not in str(engine.output())

@@ -162,7 +162,9 @@ def test_it_imports_a_realm_and_its_tokens_verify_by_the_settings_it_prints(keyc
 
 def test_its_tokens_open_what_their_roles_are_mapped_to(engine: Engine, keycloak: Keycloak) -> None:
     ana, tom = tokens(keycloak, "ana")["access_token"], tokens(keycloak, "tom")["access_token"]
-    account = call(engine, ana, "POST", "/v1/accounts", {"owner": {"tax_id": CPF, "name": "Ana"}})
+    claimed = call(engine, ana, "POST", "/v1/accounts", {"owner": {"tax_id": CPF, "name": "Ana"}})
+    assert (claimed.status_code, claimed.json()["type"]) == (403, "/problems/unproven")
+    account = call(engine, ana, "POST", "/v1/accounts", {"owner": {"name": "Ana"}})
     assert account.status_code == 201, account.text
     assert account.json()["owner"]["sub"].startswith("bank|")
     deposit = {"account": account.json()["id"], "amount": 100}

@@ -160,6 +160,7 @@ def test_the_demo_moves_money_and_can_run_again(engine: Engine) -> None:
         assert "R$ 250,50, settled" in text
         assert "refused, /problems/insufficient-funds" in text
         assert "every centavo is where it belongs" in text
+        assert "he opens an account under her CPF: refused, 403 /problems/unproven" in text
 
 
 def test_verify_agrees_with_a_healthy_engine(engine: Engine) -> None:

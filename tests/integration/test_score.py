@@ -54,6 +54,7 @@ def person(tiers_engine: TiersEngine) -> Person:
     body = {"username": username, "password": PASSWORD, "name": "Ana Souza", "tax_id": tax_id}
     with tiers_engine.http() as http:
         assert http.post("/auth/register", json=body).status_code == 201
+    tiers_engine.prove(username, tax_id)
     return Person(tax_id, username, tiers_engine)
 
 

@@ -87,8 +87,13 @@ def test_the_ledger_takes_no_token_of_a_tier(engine: TiersEngine, audience: str)
 def test_a_login_opens_what_it_was_made_for_alone(engine: TiersEngine, tier: str) -> None:
     username = f"ana-{tier}"
     with engine.http() as http:
-        body = {"username": username, "password": PASSWORD, "name": "Ana", "tax_id": FORMATTED}
+        tax_id = invented_cpf(random.Random(tier))
+        body = {"username": username, "password": PASSWORD, "name": "Ana", "tax_id": tax_id}
         assert http.post("/auth/register", json=body).status_code == 201
+        login = {"username": username, "password": PASSWORD, "audience": "vault"}
+        refused = http.post("/auth/login", json=login)
+        assert (refused.status_code, problem_of(refused)) == (403, "unproven")
+        engine.prove(username, tax_id)
         tokens = {}
         for audience in ("payments", "vault", "score"):
             login = {"username": username, "password": PASSWORD, "audience": audience}

@@ -64,9 +64,23 @@ async def test_registering_twice_changes_nothing(registry: Registry) -> None:
     assert (first.account, first.event_id, first.sub, first.name) == (5000, event, "ana", "Ana")
 
 
-@pytest.mark.parametrize("changed", [{"sub": "bia"}, {"tax_id": "1"}, {"name": "Bia"}, {"digest": b"2"}])
+async def test_an_account_may_be_under_no_tax_id_also_in_a_registry_from_before(
+    registry: Registry, pool: asyncpg.Pool[asyncpg.Record]
+) -> None:
+    await registry.register(5000, ids.derive("a"), sub="ana", tax_id="52998224725", name="Ana", digest=b"1")
+    await pool.execute("ALTER TABLE people.owners ALTER COLUMN tax_id SET NOT NULL")
+    await registry.create()
+    made = await registry.register(5001, ids.derive("b"), sub="ana", tax_id=None, name="Ana", digest=b"1")
+    assert made == await registry.owner(5001)
+    assert made.tax_id is None
+    assert await registry.tax_ids([5000, 5001, 5002]) == {5000: "52998224725"}
+
+
+@pytest.mark.parametrize(
+    "changed", [{"sub": "bia"}, {"tax_id": "1"}, {"tax_id": None}, {"name": "Bia"}, {"digest": b"2"}]
+)
 async def test_the_same_event_with_other_content_is_a_conflict(
-    registry: Registry, changed: dict[str, str | bytes]
+    registry: Registry, changed: dict[str, str | bytes | None]
 ) -> None:
     given = {"sub": "ana", "tax_id": "52998224725", "name": "Ana", "digest": b"1"}
     event = ids.derive("a")
