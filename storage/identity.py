@@ -35,6 +35,9 @@ Connection = Any
 _PAYLOAD_MAX: Final = 7000
 """A notification has at most 8000 bytes; without marks it says: read them all again."""
 
+_ON_ITS_WAY: Final = timedelta(minutes=1)
+"""Longer than any request takes."""
+
 _FOR_EVER: Final = datetime(9999, 1, 1, tzinfo=UTC)
 
 
@@ -275,7 +278,8 @@ class Users:
             )
             if changed == "UPDATE 0":
                 return False
-            await revoke_marks(connection, [f"proof:{sub}"], self._life)
+            # A token may be on its way for which the person was looked up before.
+            await revoke_marks(connection, [f"proof:{sub}"], self._life + _ON_ITS_WAY)
             await record(connection, by, "proof.revoked", sub, how=how)
         return True
 
