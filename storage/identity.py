@@ -36,6 +36,9 @@ Connection = Any
 _PAYLOAD_MAX: Final = 7000
 """A notification has at most 8000 bytes; without marks it says: read them all again."""
 
+_ON_ITS_WAY: Final = timedelta(minutes=1)
+"""Longer than any request takes."""
+
 
 class UsernameTaken(Exception):  # noqa: N818 - what it is
     """Somebody else has the name."""
@@ -280,7 +283,9 @@ class Users:
             if proven_at is None:
                 return False
             await connection.execute("UPDATE identity.users SET proven_at = NULL WHERE sub = $1", read_uuid(sub))
-            await revoke_marks(connection, [f"proof:{_proof(read_uuid(sub), proven_at)}"], self._life)
+            # A token may be on its way for which the person was looked up before.
+            mark = f"proof:{_proof(read_uuid(sub), proven_at)}"
+            await revoke_marks(connection, [mark], self._life + _ON_ITS_WAY)
             await record(connection, by, "proof.revoked", sub, how=how)
         return True
 
