@@ -173,7 +173,8 @@ class AccountShard:
                 told = directory.register.remote(
                     self._config.partition, self._config.host, self._port, os.getpid(), self._shard.epoch
                 )
-                await asyncio.wait_for(asyncio.wrap_future(told.future()), 5.0)
+                async with asyncio.timeout(5.0):
+                    await asyncio.wrap_future(told.future())
             except (ray.exceptions.RayError, ValueError, TimeoutError) as error:
                 _LOG.warning("%s could not register: %s", self._name, error)
                 directory = None

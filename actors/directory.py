@@ -97,9 +97,8 @@ def locate_by(handle: ActorHandle[Any] | None = None, *, timeout_s: float = 2.0)
         try:
             if found is None:
                 found = await asyncio.get_running_loop().run_in_executor(None, _find)
-            shards: dict[int, tuple[str, int, int, int]] = await asyncio.wait_for(
-                asyncio.wrap_future(found.shards.remote().future()), timeout_s
-            )
+            async with asyncio.timeout(timeout_s):
+                shards: dict[int, tuple[str, int, int, int]] = await asyncio.wrap_future(found.shards.remote().future())
         except (ray.exceptions.RayError, ValueError, TimeoutError) as error:
             found = handle
             raise ConnectionError(f"the directory does not answer: {error}") from error

@@ -125,7 +125,8 @@ class Follower(ABC):
                         caught_up()
                         await asyncio.sleep(_BETWEEN_LOOKS_S)
                         with contextlib.suppress(TimeoutError):
-                            await asyncio.wait_for(self._commits.wait(), _UNASKED_S)
+                            async with asyncio.timeout(_UNASKED_S):
+                                await self._commits.wait()
                 except self._waits_for as error:
                     self._waiting = repr(error)
                     _LOG.warning("what is to be passed on as %s waits: %r", self._name, error)

@@ -383,7 +383,8 @@ class Projection:
                 pause = min(max(pause, _RETRY_S[0]) * 2, _RETRY_S[1])
             await asyncio.sleep(min(pause, self._limits.wanted_s))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wanted.wait(), pause - self._limits.wanted_s)
+                async with asyncio.timeout(pause - self._limits.wanted_s):
+                    await self._wanted.wait()
 
     async def close(self) -> None:
         """Stop what is under way."""

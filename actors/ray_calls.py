@@ -37,7 +37,8 @@ class RayTransport:
         """See `Transport`."""
         try:
             handle = await asyncio.get_running_loop().run_in_executor(None, _find, partition)
-            found = await asyncio.wait_for(_result(handle.hello.remote()), self._timeout_s)
+            async with asyncio.timeout(self._timeout_s):
+                found = await _result(handle.hello.remote())
         except (*_LOST, ValueError) as error:
             raise Unreachable(f"partition {partition}: {error}") from error
         if found is None or found["partitions"] != self._partitions or found["epoch"] < epoch:
@@ -48,7 +49,8 @@ class RayTransport:
         """See `Transport`."""
         try:
             handle = await asyncio.get_running_loop().run_in_executor(None, _find, link.partition)
-            found = await asyncio.wait_for(_result(handle.hello.remote()), self._timeout_s)
+            async with asyncio.timeout(self._timeout_s):
+                found = await _result(handle.hello.remote())
         except (*_LOST, ValueError):
             return False
         return found is not None and found["epoch"] > link.epoch

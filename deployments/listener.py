@@ -177,7 +177,8 @@ class Listener:
         self._server.config.timeout_graceful_shutdown = 1
         self._server.should_exit = True
         with suppress(TimeoutError, asyncio.CancelledError):
-            await asyncio.wait_for(self._task, max(2.0, deadline - time.monotonic()))
+            async with asyncio.timeout(max(2.0, deadline - time.monotonic())):
+                await self._task
         if lost:
             _log.error("%d requests were still in progress after %.1f s and have been cut off", lost, timeout_s)
         return lost

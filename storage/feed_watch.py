@@ -76,7 +76,8 @@ class Watch:
                 since, pause = None, _UNASKED_S
             await asyncio.sleep(pause)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._commits.wait(), _UNASKED_S)
+                async with asyncio.timeout(_UNASKED_S):
+                    await self._commits.wait()
 
     def _tell(self, readers: frozenset[Reader] | None) -> None:
         for event, reader in self._readers.items():

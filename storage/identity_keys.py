@@ -165,7 +165,8 @@ class Follower:
                 if not first.done():
                     first.set_result(None)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), _LOOK_S)
+                    async with asyncio.timeout(_LOOK_S):
+                        await self._wake.wait()
         finally:
             connection.terminate()
 

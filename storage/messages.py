@@ -77,7 +77,8 @@ class StoredChanges:
             self._news.clear()
             if not (rows := await self._take(limit)):
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), self._wait_s)
+                    async with asyncio.timeout(self._wait_s):
+                        await self._news.wait()
                 rows = await self._take(limit)
         except DATABASE_AWAY as error:
             await self.close()

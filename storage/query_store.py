@@ -412,7 +412,8 @@ class QueryStore:
                     await self.pool.execute("SELECT pg_notify($1, '')", _WANTED)
             await asyncio.sleep(_POLL_S[0])
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._joined.wait(), pause - _POLL_S[0])
+                async with asyncio.timeout(pause - _POLL_S[0]):
+                    await self._joined.wait()
 
     # -- reading --------------------------------------------------------------------------------------------------
 

@@ -362,7 +362,8 @@ class PostgresJournal:
         pool, self._pool = self._pool, None
         if pool is not None:
             try:
-                await asyncio.wait_for(pool.close(), timeout=2.0)
+                async with asyncio.timeout(2.0):
+                    await pool.close()
             except _LOST:
                 pool.terminate()
 
