@@ -112,7 +112,7 @@ _POSITION: Final = Parameter(
     "Razao-Position", "header",
     "As a write answered it: wait until the answer includes that write. One that no write can have answered is "
     "refused.",
-    {"type": "string", "pattern": f"^{POSITION_PATTERN}$"},
+    {"type": "string", "minLength": 3, "pattern": f"^{POSITION_PATTERN}$"},
 )  # fmt: skip
 _SUB: Final = Parameter("sub", "query", "Whose accounts; for operators.", {"type": "string", **line_schema(SUB_MAX)})
 _CURSOR: Final = Parameter(

@@ -52,7 +52,11 @@ OpeningId = Annotated[
 ]
 Amount = Annotated[
     int,
-    Meta(description="Centavos.", examples=[12_345], extra_json_schema={"minimum": 1, "maximum": AMOUNT_MAX}),
+    Meta(
+        description="Centavos, without a decimal point.",
+        examples=[12_345],
+        extra_json_schema={"minimum": 1, "maximum": AMOUNT_MAX},
+    ),
 ]
 Description = Annotated[
     str,
@@ -217,14 +221,16 @@ class BatchAnswer(View):
 class OwnerRequest(Body):
     """Whose account it will be."""
 
-    tax_id: Annotated[str, Meta(description="CPF or CNPJ.", examples=["12345678909"])]
+    tax_id: Annotated[
+        str, Meta(description="CPF or CNPJ.", examples=["12345678909"], extra_json_schema=line_schema(SUB_MAX))
+    ]
     name: Annotated[
         str,
         Meta(
             description=f"1 to {NAME_MAX} characters, none that cannot be seen or turns the direction of writing "
             "round; kept in NFC.",
             examples=["Maria da Silva"],
-            extra_json_schema={"minLength": 1},
+            extra_json_schema=line_schema(NAME_MAX),
         ),
     ]
     sub: (
