@@ -31,9 +31,10 @@ def read_name(given: str, field: str, length_max: int) -> str:
     """A name in NFC, without space around it.
 
     Raises:
-        ProblemError: it has less than one or more than `length_max` characters, or one that it may not have.
+        ProblemError: it has less than one or more than `length_max` characters, as it is given or in that form, or one
+            that it may not have.
     """
-    name = text(unicodedata.normalize("NFC", given.strip()), field, length_max)
+    name = text(unicodedata.normalize("NFC", text(given, field, length_max).strip()), field, length_max)
     _refuse_unseen(name, field)
     return name
 

@@ -26,6 +26,8 @@ from deployments.payments_call import (
 )
 from deployments.payments_schema import (
     NAME_MAX,
+    SUB_MAX,
+    TIME_OF_DAY_PATTERN,
     Account,
     AccountItem,
     AccountPage,
@@ -71,7 +73,7 @@ _NS: Final = 1_000_000_000
 _UNCHANGED: Final = -1
 _PAGE: Final = 100
 _PAGE_MAX: Final = 1000
-_TIME_OF_DAY: Final = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])", re.ASCII)
+_TIME_OF_DAY: Final = re.compile(TIME_OF_DAY_PATTERN)
 DEFAULT_WINDOW: Final = 20 * 60 << 16 | 6 * 60
 STATUS_NAMES: Final = {AccountStatus.OPEN: "open", AccountStatus.FROZEN: "frozen", AccountStatus.CLOSED: "closed"}
 
@@ -84,7 +86,7 @@ async def open_account(call: Call) -> Answer:
     caller = call.authorize("ledger:write")
     request = await call.json(_OPEN)
     services = call.services
-    sub = caller if request.owner.sub is UNSET else text(request.owner.sub, "owner.sub", 255)
+    sub = caller if request.owner.sub is UNSET else text(request.owner.sub, "owner.sub", SUB_MAX)
     if sub != caller and call.actor != OPERATOR:
         raise ProblemError(FORBIDDEN, "Only an operator may open accounts for somebody else", field="owner.sub")
     name = read_name(request.owner.name, "owner.name", NAME_MAX)
@@ -348,7 +350,7 @@ async def list_accounts(call: Call) -> Answer:
     caller = call.authorize("ledger:read")
     query = call.query()
     await call.wait_for_positions()
-    sub = text(query.get("sub", caller), "sub", 255)
+    sub = text(query.get("sub", caller), "sub", SUB_MAX)
     if sub != caller and call.actor != OPERATOR:
         raise ProblemError(FORBIDDEN, "Only an operator may list somebody else's accounts")
     limit = read_limit(query, _PAGE, _PAGE_MAX)

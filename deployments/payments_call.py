@@ -50,9 +50,12 @@ OPERATE: Final = "ledger:operate"
 OPERATOR: Final = 0
 """`EVENT.actor` of one who may act on any account."""
 
-_KEY: Final = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
+# Written so that the documents show them as they are.
+KEY_PATTERN: Final = "[!-~]([ -~]{0,253}[!-~])?"
+POSITION_PATTERN: Final = "[0-9]{1,4}:[0-9]{1,18}(, ?[0-9]{1,4}:[0-9]{1,18}){0,1023}"
+_KEY: Final = re.compile(KEY_PATTERN.encode())
 _ACCOUNT: Final = re.compile(r"[1-9][0-9]{0,18}", re.ASCII)
-_POSITION: Final = re.compile(r"[0-9]{1,4}:[0-9]{1,18}(?:,[0-9]{1,4}:[0-9]{1,18}){0,1023}", re.ASCII)
+_POSITION: Final = re.compile(POSITION_PATTERN)
 _INSTANT: Final = re.compile(
     r"(\d{4}-\d{2}-\d{2}[Tt]\d{2}:\d{2}:\d{2})(?:\.(\d{1,9}))?([Zz]|[+\- ]\d{2}:\d{2})", re.ASCII
 )
@@ -95,7 +98,7 @@ class Call(Request):
         raw = self.headers.get(b"razao-position")
         if raw is None:
             return {}
-        value = raw.decode("latin-1").replace(" ", "")
+        value = raw.decode("latin-1")
         if not _POSITION.fullmatch(value):
             raise malformed("Razao-Position", "Razao-Position must be as a write answered it, such as 0:123,1:456")
         positions: dict[int, int] = {}

@@ -197,11 +197,13 @@ async def get_events(call: Call) -> EventStream:
     subject = call.authorize("ledger:read")
     query = call.query()
     streams = call.services.events
+    call.positions()  # its form, also where nothing is waited for
+    place = _place(call, query)
     # The edge gives a stream more time than the other calls; up to here it is one of them.
     call.deadline = time.monotonic() + call.services.deadline_s
     async with asyncio.timeout(call.services.deadline_s):
         reader = await _reader(call, subject, query.get("account"))
-        cursor = await _cursor(call, reader, query)
+        cursor = await _cursor(call, reader, place)
     assert call.identity is not None  # noqa: S101 - authorize comes first
     now = time.monotonic()
     expires = now + call.identity.expires_at - time.time()
@@ -229,26 +231,32 @@ async def _reader(call: Call, subject: str, given: str | None) -> Reader:
     return account
 
 
-async def _cursor(call: Call, reader: Reader, query: Mapping[str, str]) -> Cursor:
-    """Where the stream begins: behind the last event that the client has, at an instant, or now."""
-    streams = call.services.events
+def _place(call: Call, query: Mapping[str, str]) -> Cursor | int | None:
+    """Where the stream is to begin: behind the last event that the client has, at an instant (ns), or now."""
     header = call.headers.get(b"last-event-id")
     last = query.get("last_event_id") if header is None else header.decode("latin-1")
-    if last is not None:
-        try:
-            cursor = Cursor.parse(last, streams.feed.partitions)
-        except ValueError:
-            raise malformed("Last-Event-ID", "Last-Event-ID must be the id of an event of this stream") from None
-        await _refuse_what_is_to_come(call, cursor)
-        return cursor
-    if "from" in query:
-        at = read_instant(query["from"], "from")
-        if at > time.time_ns() and at > max((await call.caught_up(range(streams.feed.partitions))).values()):
+    at = read_instant(query["from"], "from") if "from" in query else None
+    if last is None:
+        return at
+    try:
+        return Cursor.parse(last, call.services.events.feed.partitions)
+    except ValueError:
+        raise malformed("Last-Event-ID", "Last-Event-ID must be the id of an event of this stream") from None
+
+
+async def _cursor(call: Call, reader: Reader, place: Cursor | int | None) -> Cursor:
+    """Where the stream begins."""
+    feed = call.services.events.feed
+    if isinstance(place, Cursor):
+        await _refuse_what_is_to_come(call, place)
+        return place
+    if place is not None:
+        if place > time.time_ns() and place > max((await call.caught_up(range(feed.partitions))).values()):
             raise malformed("from", "The instant lies in the future")
-        return Cursor(dict.fromkeys((await streams.feed.end(reader)).places, max(2 * at - 1, 0)))
+        return Cursor(dict.fromkeys((await feed.end(reader)).places, max(2 * place - 1, 0)))
     await call.wait_for_positions()
     await _caught_up(call)
-    return await streams.feed.end(reader)
+    return await feed.end(reader)
 
 
 async def _refuse_what_is_to_come(call: Call, cursor: Cursor) -> None:

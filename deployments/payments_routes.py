@@ -9,7 +9,9 @@ from deployments import payments_batch as batch
 from deployments import payments_events as events
 from deployments import payments_transfers as transfers
 from deployments.openapi import Operation, Parameter
+from deployments.payments_call import KEY_PATTERN, POSITION_PATTERN
 from deployments.payments_schema import (
+    SUB_MAX,
     Account,
     AccountPage,
     BalanceAnswer,
@@ -25,6 +27,7 @@ from deployments.payments_schema import (
     TransferRequest,
     VoidRequest,
     WithdrawalRequest,
+    line_schema,
 )
 from deployments.problems import (
     ACCOUNT_CLOSED,
@@ -94,30 +97,38 @@ INTRODUCTION: Final = (
 
 _ACCOUNT: Final = Parameter("id", "path", "The account.", {"type": "string"})
 _TRANSFER: Final = Parameter("id", "path", "The transfer.", {"type": "string", "format": "uuid"})
+_KEY_SCHEMA: Final = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": f"^{KEY_PATTERN}$"}
 _KEY: Final = Parameter(
     "Idempotency-Key", "header",
     "Stands in for `id`: 1 to 255 visible ASCII characters, your own choice. Unique for the caller, the call and the "
     "paying account.",
-    {"type": "string", "minLength": 1, "maxLength": 255},
+    _KEY_SCHEMA,
 )  # fmt: skip
 _BATCH_KEY: Final = Parameter(
     "Idempotency-Key", "header",
     "Stands for the whole batch, and gives ids to the transfers that have none: 1 to 255 visible ASCII characters.",
-    {"type": "string", "minLength": 1, "maxLength": 255},
+    _KEY_SCHEMA,
 )  # fmt: skip
 _POSITION: Final = Parameter(
     "Razao-Position", "header",
     "As a write answered it: wait until the answer includes that write. One that no write can have answered is "
     "refused.",
-    {"type": "string", "pattern": "^[0-9]+:[0-9]+(,[0-9]+:[0-9]+)*$"},
+    {"type": "string", "minLength": 3, "pattern": f"^{POSITION_PATTERN}$"},
 )  # fmt: skip
-_SUB: Final = Parameter("sub", "query", "Whose accounts; for operators.", {"type": "string"})
-_CURSOR: Final = Parameter("cursor", "query", "`next_cursor` of the page before.", {"type": "string"})
+_SUB: Final = Parameter("sub", "query", "Whose accounts; for operators.", {"type": "string", **line_schema(SUB_MAX)})
+_CURSOR: Final = Parameter(
+    "cursor", "query", "`next_cursor` of the page before; any other text is `malformed`.",
+    {"type": "string", "minLength": 1},
+)  # fmt: skip
 _LIMIT: Final = Parameter(
     "limit", "query", "Items on a page.", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}
 )
 _LAST_EVENT: Final = {"type": "string", "pattern": r"^1(\.[0-9]{1,4}-[0-9]{1,19})*$"}
-_TIME: Final = {"type": "string", "format": "date-time"}
+_TIME: Final = {
+    "type": "string", "format": "date-time",
+    "pattern": r"^(19[7-9]|20[0-9]|21[0-9])[0-9]-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-5][0-9](\.[0-9]{1,9})?"
+               r"([Zz]|[+-][0-9]{2}:[0-9]{2})$",
+}  # fmt: skip
 _WRITTEN: Final = (
     ("Razao-Position", "What a later read should wait for, to see this."),
     ("Idempotency-Replayed", "`true` when this is the first answer again."),

@@ -16,6 +16,8 @@ from storage.notation import AccountId, Centavos, Instant
 BATCH_ROWS_MAX: Final = 10_000
 DESCRIPTION_MAX: Final = 140
 NAME_MAX: Final = 120
+SUB_MAX: Final = 255
+TIME_OF_DAY_PATTERN: Final = "([01][0-9]|2[0-3]):([0-5][0-9])"
 METADATA_BYTES_MAX: Final = 4096
 METADATA_DEPTH_MAX: Final = 8
 
@@ -23,6 +25,12 @@ _EXAMPLE_ID: Final = "01890a5d-ac96-774b-bcce-b302099a8171"  # in the slot of th
 _EXAMPLE_OTHER: Final = "4611686018427388929"
 
 _HOLD: Final = "Only reserve the amount; post or void it later. The payee is looked at when it is posted."
+
+
+def line_schema(length_max: int) -> dict[str, Any]:
+    """The JSON Schema of a line of text (`json_body.text`): no control characters."""
+    return {"minLength": 1, "maxLength": length_max, "pattern": "^[^\\u0000-\\u001f\\u007f-\\u009f]*$"}
+
 
 EventId = Annotated[
     str,
@@ -44,11 +52,19 @@ OpeningId = Annotated[
 ]
 Amount = Annotated[
     int,
-    Meta(description="Centavos.", examples=[12_345], extra_json_schema={"minimum": 1, "maximum": AMOUNT_MAX}),
+    Meta(
+        description="Centavos, without a decimal point.",
+        examples=[12_345],
+        extra_json_schema={"minimum": 1, "maximum": AMOUNT_MAX},
+    ),
 ]
 Description = Annotated[
     str,
-    Meta(description=f"A line of text, 1 to {DESCRIPTION_MAX} characters.", examples=["Lunch"]),
+    Meta(
+        description=f"A line of text, 1 to {DESCRIPTION_MAX} characters.",
+        examples=["Lunch"],
+        extra_json_schema=line_schema(DESCRIPTION_MAX),
+    ),
 ]
 Metadata = Annotated[
     Raw,
@@ -64,10 +80,17 @@ TimeOfDay = Annotated[
     Meta(
         description="HH:MM, America/Sao_Paulo.",
         examples=["20:00"],
-        extra_json_schema={"pattern": "^[0-2][0-9]:[0-5][0-9]$"},
+        extra_json_schema={"pattern": f"^{TIME_OF_DAY_PATTERN}$"},
     ),
 ]
-LimitAmount = Annotated[int | None, Meta(description="Centavos; null: no limit.", examples=[100_000])]
+LimitAmount = Annotated[
+    int | None,
+    Meta(
+        description="Centavos; null: no limit.",
+        examples=[100_000],
+        extra_json_schema={"minimum": 0, "maximum": AMOUNT_MAX - 1},
+    ),
+]
 Cursor = Annotated[str | None, Meta(description="Opaque; ask for the next page with it. Null on the last page.")]
 
 
@@ -90,7 +113,17 @@ class TransferRequest(Body):
     amount: Amount
     id: EventId | UnsetType = UNSET
     hold: Annotated[bool, Meta(description=_HOLD)] | UnsetType = UNSET
-    expires_in: Annotated[int, Meta(description="Life of the hold in seconds.", examples=[3600])] | UnsetType = UNSET
+    expires_in: (
+        Annotated[
+            int,
+            Meta(
+                description="Life of the hold in seconds; only with `hold`.",
+                examples=[3600],
+                extra_json_schema={"minimum": 1},
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
     description: Description | UnsetType = UNSET
     metadata: Metadata | UnsetType = UNSET
 
@@ -106,7 +139,7 @@ class BatchRow(TransferRequest):
 class BatchRequest(Body):
     """Up to 10,000 transfers."""
 
-    transfers: list[BatchRow]
+    transfers: Annotated[list[BatchRow], Meta(extra_json_schema={"minItems": 1, "maxItems": BATCH_ROWS_MAX})]
 
 
 class DepositRequest(Body):
@@ -194,6 +227,7 @@ class OwnerRequest(Body):
             description=f"1 to {NAME_MAX} characters, none that cannot be seen or turns the direction of writing "
             "round; kept in NFC.",
             examples=["Maria da Silva"],
+            extra_json_schema=line_schema(NAME_MAX),
         ),
     ]
     tax_id: (
@@ -203,13 +237,21 @@ class OwnerRequest(Body):
                 description="CPF or CNPJ: the one that the token proves, any for operators. Left out by whoever has "
                 "proven none.",
                 examples=["12345678909"],
+                extra_json_schema=line_schema(SUB_MAX),
             ),
         ]
         | UnsetType
     ) = UNSET
-    sub: Annotated[str, Meta(description="Subject of the owner's tokens; the caller's when left out.")] | UnsetType = (
-        UNSET
-    )
+    sub: (
+        Annotated[
+            str,
+            Meta(
+                description="Subject of the owner's tokens; the caller's when left out.",
+                extra_json_schema=line_schema(SUB_MAX),
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
 
 
 class NightWindow(Body):

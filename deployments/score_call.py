@@ -30,7 +30,8 @@ CHANGED: Final = "changed"
 SEEN: Final = "seen"
 """Of the record itself: no query about the person."""
 
-_PURPOSE: Final = re.compile(rb"[a-z0-9][a-z0-9-]{0,63}")
+PURPOSE_PATTERN: Final = "[a-z0-9][a-z0-9-]{0,63}"
+_PURPOSE: Final = re.compile(PURPOSE_PATTERN.encode())
 
 
 class About(NamedTuple):

@@ -14,7 +14,7 @@ from deployments.problems import (
     UNKNOWN_PERSON,
 )
 from deployments.request import PURPOSE, TAX_ID
-from deployments.score_call import EXTRACT, PROFILE, READ, SELF, WRITE
+from deployments.score_call import EXTRACT, PROFILE, PURPOSE_PATTERN, READ, SELF, WRITE
 from deployments.score_schema import (
     Accesses,
     ConsentAnswer,
@@ -42,10 +42,13 @@ Debts are not kept here. A score asks the vault for them under the person's gran
 or the vault does not answer in time, the score is made without, and says `debts_considered: false`. The model is at
 `/score/v1/model`."""
 
-_TAX_ID: Final = Parameter(TAX_ID, "header", "CPF or CNPJ of whom this is about; required.", {"type": "string"})
-_PURPOSE: Final = Parameter(
-    PURPOSE, "header", "What the data is for: small letters, digits and hyphens.", {"type": "string", "maxLength": 64}
+_TAX_ID: Final = Parameter(
+    TAX_ID, "header", "CPF or CNPJ of whom this is about.", {"type": "string", "minLength": 1}, required=True
 )
+_PURPOSE: Final = Parameter(
+    PURPOSE, "header", "What the data is for: small letters, digits and hyphens.",
+    {"type": "string", "pattern": f"^{PURPOSE_PATTERN}$"},
+)  # fmt: skip
 _CURSOR: Final = Parameter("cursor", "query", "The `next_cursor` of the page before.", {"type": "string"})
 _LIMIT: Final = Parameter(
     "limit", "query", "Items on a page.",

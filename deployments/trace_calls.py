@@ -131,7 +131,7 @@ def _purchase(services: Services, given: NewPurchase, where: str, latest: int) -
 
 _WHO: Final = Parameter(
     TAX_ID, "header", "CPF or CNPJ of the person, with or without punctuation.",
-    {"type": "string", "examples": ["529.982.247-25"]},
+    {"type": "string", "minLength": 1, "examples": ["529.982.247-25"]}, required=True,
 )  # fmt: skip
 
 

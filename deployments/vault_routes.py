@@ -47,18 +47,24 @@ INTRODUCTION: Final = (
 _ID: Final = Parameter("id", "path", "A UUID.", {"type": "string", "format": "uuid"})
 _WHO: Final = Parameter(
     TAX_ID, "header", "CPF or CNPJ of the person, with or without punctuation.",
-    {"type": "string", "examples": ["529.982.247-25"]}, required=True,
+    {"type": "string", "minLength": 1, "examples": ["529.982.247-25"]}, required=True,
 )  # fmt: skip
 _WHAT_FOR: Final = Parameter(
     PURPOSE, "header", "What the data is for. Needed but by the person themselves.",
     {"type": "string", "pattern": f"^{rules.PURPOSE}$", "examples": ["credit-score"]},
 )  # fmt: skip
+_FIELD: Final = f"({'|'.join(rules.READ)})"
 _FIELDS: Final = Parameter(
     "fields", "query", "One or more of `name`, `address`, `debts`, with commas, each once.",
-    {"type": "string", "examples": ["debts"]}, required=True,
+    {"type": "string", "pattern": f"^{_FIELD}(,{_FIELD}){{0,2}}$", "examples": ["debts"]}, required=True,
 )  # fmt: skip
 _PAGE: Final = (
-    Parameter("cursor", "query", "`next_cursor` of the page before.", {"type": "string"}),
+    Parameter(
+        "cursor",
+        "query",
+        "`next_cursor` of the page before; any other text is `malformed`.",
+        {"type": "string", "minLength": 1},
+    ),
     Parameter("limit", "query", "At most so many.", {"type": "integer", "minimum": 1, "maximum": 100, "default": 50}),
 )
 _OWN: Final = "The person, or "

@@ -11,7 +11,14 @@ CURRENCY: Final = "BRL"
 EXAMPLE_ACCOUNT: Final = "7349874591868649841"
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
-AccountId = Annotated[str, Meta(description="Id of an account.", examples=[EXAMPLE_ACCOUNT])]
+AccountId = Annotated[
+    str,
+    Meta(
+        description="Id of an account.",
+        examples=[EXAMPLE_ACCOUNT],
+        extra_json_schema={"pattern": "^[1-9][0-9]{0,18}$"},
+    ),
+]
 Centavos = Annotated[int, Meta(description="Centavos.", examples=[12_345], extra_json_schema={"format": "int64"})]
 Instant = Annotated[
     str,

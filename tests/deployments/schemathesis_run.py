@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from deployments.listener import Listener
 
-_CHECKS: Final = "not_a_server_error,status_code_conformance,response_schema_conformance"
+_CHECKS: Final = "not_a_server_error,status_code_conformance,response_schema_conformance,negative_data_rejection"
 
 
 async def finds_nothing(

@@ -1,12 +1,13 @@
-"""No call of any application takes a query parameter that its document does not declare, or one that is there twice."""
+"""No call takes a query parameter that its application's document does not declare, or a value that it excludes."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import httpx
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from deployments.auth.keys import ensure_keys, sign_token
 from deployments.payments import create_app
@@ -70,3 +71,40 @@ async def test_the_score_refuses_undeclared_parameters(scores: ScoreHouse) -> No
 async def test_the_trace_refuses_undeclared_parameters(trace_house: TraceHouse) -> None:
     async with trace_house.http() as http:
         assert await refuses_undeclared_parameters(http, "/trace/v1/openapi.json", pages=PAGES) > 10
+
+
+async def takes_what_it_declares(
+    http: httpx.AsyncClient, document: str, path: str, name: str, good: Collection[str], bad: Collection[str]
+) -> None:
+    """A parameter of GET `path`: malformed just when its schema says so, and when it is left out though required."""
+    described = (await http.get(document)).json()["paths"][path]["get"]["parameters"]
+    (declared,) = (one for one in described if one["name"] == name)
+    valid = Draft202012Validator(declared["schema"]).is_valid
+    for value in (*good, *bad):
+        sent: dict[str, Any] = {"params" if declared["in"] == "query" else "headers": {name: value}}
+        taken = (await http.get(path, **sent)).status_code not in {400, 422}
+        assert valid(value) == taken == (value in good), value
+    http.headers.pop(name, None)
+    assert ((await http.get(path)).status_code == 400) == declared["required"]
+
+
+async def test_parameters_of_the_vault_are_taken_as_declared(vault_house: VaultHouse) -> None:
+    document, person = "/vault/v1/openapi.json", "/vault/v1/person"
+    fields = ("name", "debts,name", "address,debts,name"), ("", "x", "name,", "name debts", "name,name,name,name")
+    await takes_what_it_declares(vault_house.self_().http, document, person, "fields", *fields)
+    cursors = ("1",), ("",)
+    await takes_what_it_declares(vault_house.self_().http, document, f"{person}/accesses", "cursor", *cursors)
+    await takes_what_it_declares(vault_house.self_().http, document, f"{person}/accesses", "Razao-Tax-Id", (), ("",))
+
+
+async def test_parameters_of_the_score_are_taken_as_declared(scores: ScoreHouse) -> None:
+    purposes = ("loan", "a" * 64, "0-x"), ("", "A", "a" * 65, "-a", "a b")
+    async with scores.http() as http:
+        await takes_what_it_declares(http, "/score/v1/openapi.json", "/score/v1/score", "Razao-Purpose", *purposes)
+    async with scores.http() as http:
+        await takes_what_it_declares(http, "/score/v1/openapi.json", "/score/v1/score", "Razao-Tax-Id", (), ("",))
+
+
+async def test_parameters_of_the_trace_are_taken_as_declared(trace_house: TraceHouse) -> None:
+    async with trace_house.http() as http:
+        await takes_what_it_declares(http, "/trace/v1/openapi.json", "/trace/v1/person", "Razao-Tax-Id", (), ("",))
