@@ -1087,8 +1087,8 @@ class HttpSuite:
 
     def test_an_account_has_a_balance_from_its_created_at_on(self, world: World) -> None:
         """It is the ledger's own instant, the same in every answer; a microsecond before there was no account."""
-        caller = world.caller()
         for tax_id in TAX_IDS[:3]:
+            caller = world.caller(tax_id=tax_id)
             body = {"owner": {"tax_id": tax_id, "name": "Maria"}, "id": new_id()}
             opened = caller.post("/v1/accounts", body).json()
             path, at = f"/v1/accounts/{opened['id']}", opened["created_at"]
