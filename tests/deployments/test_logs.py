@@ -144,7 +144,7 @@ async def test_a_failure_is_told_with_its_traceback_and_without_the_tax_id_in_it
     await ask(None, "/vault/v1/grants/failed")
     (line,) = lines(log)
     assert "RuntimeError: no person ***" in line["exception"]
-    assert "529" not in text(log)
+    assert "529." not in text(log)  # with its point: a request's number may have the digits
 
 
 async def test_where_answers_are_not_told_refusals_are(log: Path) -> None:
