@@ -47,11 +47,12 @@ class _Record:
         self.keys: tuple[Array, Array] | None = None  # of one that is searched
 
     def rows_by(self, key: int) -> list[int]:
-        """The places of its rows that are about a key, perhaps."""
+        """The places of its rows that are about a key, perhaps; of more than `ROWS_TOLD` not all."""
         if self.keys is None:
             self.keys = _keys(self.rows)
         keys, rows = self.keys
-        return sorted(set(rows[np.flatnonzero(keys == key)].tolist()))
+        some = np.flatnonzero(keys == key)[: 2 * (ROWS_TOLD + 1)]  # a row is there twice at most
+        return sorted(set(rows[some].tolist()))
 
 
 def _refers(kinds: Array) -> npt.NDArray[np.bool_]:
@@ -119,6 +120,8 @@ class _Half:
         rows = [there] if isinstance(there, int) else there
         found = [(self.small[row >> _PLACE_BITS], row & (_INDEXED - 1)) for row in rows]
         for record in self.large:
+            if len(found) > ROWS_TOLD:
+                break
             found += [(record, row) for row in record.rows_by(key)]
         return found
 

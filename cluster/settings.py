@@ -241,6 +241,7 @@ class Settings(BaseSettings):
         description="Whoever has proven no CPF or CNPJ opens accounts with low limits, under none (limited), or no "
         "account (none).",
     )
+    unproven_accounts_max: int = Field(3, ge=1, le=1_000, description="Most such accounts of one person.")
     unproven_transfer_max: int = Field(
         20_000,
         ge=0,

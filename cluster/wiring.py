@@ -108,7 +108,10 @@ async def payments_application(config: dict[str, Any]) -> Application:
         quotas=Quotas(settings.person_allowance, settings.operator_allowance),
         deposit_max=settings.deposit_max,
         unproven=Unproven(
-            settings.unproven is UnprovenMay.LIMITED, settings.unproven_transfer_max, settings.unproven_daily_max
+            settings.unproven is UnprovenMay.LIMITED,
+            settings.unproven_transfer_max,
+            settings.unproven_daily_max,
+            settings.unproven_accounts_max,
         ),
     )
 

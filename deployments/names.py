@@ -1,4 +1,4 @@
-"""Names that people are shown: one form for each, and none that looks like another without being it.
+"""Names that people are shown: one form for each, and few that look like another without being it.
 
 Who pays looks at a name before they do. So a name has no character that turns the direction of writing round (a payee
 could end in another one's name) or that nobody sees, and is kept in the one form in which Unicode composes it (NFC). A

@@ -96,6 +96,9 @@ async def open_account(call: Call) -> Answer:
     _check_proof(call, tax_id)
     columns = _filled(asked, (NO_LIMIT,) * 3) if tax_id is not None else _limited(asked, services.unproven)
     named = call.event_id("accounts", request.id, None)
+    if tax_id is None and await services.registry.under_none(sub, named) >= services.unproven.accounts:
+        detail = f"Nobody has more than {services.unproven.accounts} accounts here under no CPF or CNPJ"
+        raise ProblemError(UNPROVEN, detail, field="owner.tax_id", most=services.unproven.accounts)
     account = account_id(named, slot(services.ledger_key, sub if tax_id is None else tax_id))
     digest = msgspec.msgpack.encode(columns)
     try:

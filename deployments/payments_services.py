@@ -36,11 +36,13 @@ class Actors:
 
 @dataclass(frozen=True, slots=True)
 class Unproven:
-    """What somebody may who has proven no tax id: `opens` an account, whose limits, in centavos, are at most these."""
+    """What somebody may who has proven no tax id: `opens` so many accounts, whose limits, in centavos, are at most
+    these."""
 
     opens: bool = True
     per_transfer: int = 20_000
     daily: int = 100_000  # and at night
+    accounts: int = 3
 
     @property
     def limits(self) -> tuple[int, int, int]:

@@ -386,12 +386,14 @@ async def _close(connection: Connection, statement: str, *arguments: Any) -> boo
 
 async def _end(connection: Connection, family: str, access_life: timedelta, by: By, action: str) -> None:
     ended = await connection.fetchrow(
-        "UPDATE identity.families SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL RETURNING sub, client_id",
+        "UPDATE identity.families SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL"
+        " RETURNING id, sub, client_id",
         read_uuid(family),
     )
     if ended is not None:
-        await revoke_marks(connection, [f"sid:{family}"], access_life)
-        await record(connection, by, action, str(ended["sub"]), client=ended["client_id"], family=family)
+        sid = str(ended["id"])  # as tokens have it, however it was spelled here
+        await revoke_marks(connection, [f"sid:{sid}"], access_life)
+        await record(connection, by, action, str(ended["sub"]), client=ended["client_id"], family=sid)
 
 
 def _family(row: Any) -> Family:

@@ -157,6 +157,16 @@ class Registry:
             self._cache.popitem(last=False)
         return owner
 
+    async def under_none(self, sub: str, event_id: Id) -> int:
+        """How many accounts under no tax id `sub` has, but for the one that the request `event_id` opens."""
+        return int(
+            await self._pool.fetchval(
+                "SELECT count(*) FROM people.owners WHERE sub = $1 AND tax_id IS NULL AND event <> $2",
+                sub,
+                _uuid(event_id),
+            )
+        )
+
     async def tax_ids(self, accounts: Sequence[int]) -> dict[int, str]:
         """Whose tax id each of `accounts` is under; those that nobody owns, and those under none, are missing."""
         rows = await self._pool.fetch(

@@ -221,8 +221,9 @@ class Provider:
     def _person(self, claims: Mapping[str, Any], reference: Reference) -> str | None:
         if self.assurance_claim is None or self.tax_id_claim is None:
             return None
-        tax_ids = _values(claims, self.tax_id_claim)
-        if len(tax_ids) != 1 or set(self.assurance_values).isdisjoint(_values(claims, self.assurance_claim)):
+        tax_ids = _values(claims, self.tax_id_claim, words=False)
+        found = _values(claims, self.assurance_claim, words=False)  # "not gold" is not "gold"
+        if len(tax_ids) != 1 or set(self.assurance_values).isdisjoint(found):
             return None
         return reference(tax_ids[0])
 
@@ -272,13 +273,13 @@ def _is_safe(url: str) -> bool:
     return bool(host) and (parts.scheme == "https" or (parts.scheme == "http" and host in _LOOPBACK))
 
 
-def _values(claims: Mapping[str, Any], path: str) -> list[str]:
-    """The strings under a claim: a list's items, or a text's words as in `scope`."""
+def _values(claims: Mapping[str, Any], path: str, *, words: bool = True) -> list[str]:
+    """The strings under a claim: a list's items, or a text's words as in `scope`, or without `words` the text."""
     found: Any = claims.get(path)
     if found is None:
         found = claims
         for name in path.split("."):
             found = found.get(name) if isinstance(found, Mapping) else None
     if isinstance(found, str):
-        return found.split()
+        return found.split() if words else [found]
     return [value for value in found if isinstance(value, str)] if isinstance(found, list) else []

@@ -131,6 +131,17 @@ def test_of_an_id_with_too_much_about_it_nothing_is_told_but_where_that_ends(cou
     assert stamps(recent.find(ids.derive("0"), offset)) == [1]
 
 
+def test_large_records_that_are_full_of_one_key_are_not_gone_through() -> None:
+    """An id's low half is the client's choice: whoever chooses one for all makes nobody's look-up dear."""
+    recent = kept(rows_max=1 << 18)
+    low = ids.derive("one")[1]
+    for offset in range(8):
+        rows = np.concatenate([row(Kind.TRANSFER, (high, low), offset * 4_096 + high + 1) for high in range(4_096)])
+        recent.add(rows, answered(rows), None, offset)
+    assert len(recent._newer.rows_of(low >> 12)) <= 2 * (ROWS_TOLD + 1)
+    assert recent.find((1, low), 8).since == 8
+
+
 def test_the_account_that_decided_is_that_of_the_newest_use() -> None:
     recent = kept()
     id_ = ids.derive("a")

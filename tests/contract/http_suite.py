@@ -276,6 +276,18 @@ class HttpSuite:
         assert caller.call("PATCH", f"/v1/accounts/{account}", {"limits": {"daily": 1}}).status_code == 200
         assert world.bank.call("PATCH", f"/v1/accounts/{account}", {"limits": {"daily": 10**6}}).status_code == 200
 
+    def test_who_has_proven_no_tax_id_has_few_accounts_under_none(self, world: World) -> None:
+        """Else low limits would be none; the first answer to a request is told all the same."""
+        caller = world.caller(tax_id=None)
+        bodies = [{"owner": {"name": "Eva"}, "id": new_id()} for _ in range(3)]
+        opened = [caller.post("/v1/accounts", body) for body in bodies]
+        assert [answer.status_code for answer in opened] == [201] * 3
+        one_more = refused(caller.post("/v1/accounts", {"owner": {"name": "Eva"}}), 403, "unproven")
+        assert (one_more["field"], one_more["most"]) == ("owner.tax_id", 3)
+        assert caller.post("/v1/accounts", bodies[0]).json() == opened[0].json()
+        assert len(caller.get("/v1/accounts").json()["items"]) == 3
+        assert world.caller(tax_id=None).post("/v1/accounts", {"owner": {"name": "Eva"}}).status_code == 201
+
     @pytest.mark.parametrize(
         "body",
         [

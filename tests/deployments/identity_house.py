@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import asyncpg
 import httpx
+import jwt
 import pytest
 
 from actors.recovery import Windows
@@ -274,3 +275,9 @@ def slower(house: House, **pace: float) -> None:
 def now() -> int:
     """Seconds since 1970."""
     return int(time.time())
+
+
+def claims_of(tokens: dict[str, Any]) -> dict[str, Any]:
+    """What the access token says."""
+    found: dict[str, Any] = jwt.decode(tokens["access_token"], options={"verify_signature": False})
+    return found

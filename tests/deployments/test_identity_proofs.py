@@ -8,7 +8,6 @@ from typing import Any
 
 import asyncpg
 import httpx
-import jwt
 import pytest
 
 from cluster import identity
@@ -19,14 +18,9 @@ from deployments.identity_roles import Registration, Role
 from deployments.tax_id import read_tax_id
 from storage.identity import OPERATOR
 from storage.references import person_reference
-from tests.deployments.identity_house import CPF, PASSWORD, Browser, House, exchange
+from tests.deployments.identity_house import CPF, PASSWORD, Browser, House, claims_of, exchange
 
 OTHER = "111.444.777-35"
-
-
-def claims_of(tokens: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = jwt.decode(tokens["access_token"], options={"verify_signature": False})
-    return found
 
 
 async def login(house: House, audience: str, username: str = "ana") -> httpx.Response:

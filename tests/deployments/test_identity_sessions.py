@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
@@ -14,7 +15,7 @@ from cluster import identity
 from cluster.identity_wiring import Trust
 from deployments.auth.tokens import InvalidToken
 from deployments.identity_passwords import Passwords
-from tests.deployments.identity_house import PASSWORD, Browser, House, exchange
+from tests.deployments.identity_house import PASSWORD, Browser, House, claims_of, exchange
 
 OTHER = "outra senha bem comprida"
 
@@ -251,6 +252,19 @@ async def test_a_person_sees_what_they_are_logged_in_by_and_no_secret(house: Hou
     for secret in (theirs["refresh_token"], second["refresh_token"], browser.http.cookies["razao-session"]):
         assert secret not in str(items)
         assert house.services.digest(secret).hex() not in str(items)
+
+
+@pytest.mark.parametrize("spelled", [str.upper, lambda sid: sid.replace("-", ""), lambda sid: f"urn:uuid:{sid}"])
+async def test_a_session_that_is_ended_under_another_spelling_ends_all_the_same(
+    house: House, spelled: Callable[[str], str]
+) -> None:
+    """Else its tokens would live on past all that ends them: what was ended is not ended again."""
+    mine, other = await house.person(), await house.login()
+    sid = claims_of(other)["sid"]
+    await end(house, mine["access_token"], spelled(sid))
+    marks = await house.pool.fetch("SELECT mark FROM identity.revocations")
+    ended = await house.pool.fetchval("SELECT revoked_at IS NOT NULL FROM identity.families WHERE id = $1", UUID(sid))
+    assert [row["mark"] for row in marks] == ([f"sid:{sid}"] if ended else [])
 
 
 async def test_a_person_ends_what_they_are_logged_in_by_one_by_one(house: House, browser: Browser) -> None:

@@ -139,7 +139,8 @@ async def test_its_tokens_speak_for_a_tax_id_only_with_the_assurance_that_was_na
     gold = {"cpf": "52998224725", "assurance": {"level": "gold"}}
     assert await seen(provider(**GOV), **gold) == ("00ff", {"ledger:read", "vault:self"})
     for changes in (
-        {"assurance": {"level": "bronze"}}, {"assurance": {"level": None}}, {"assurance": None}, {"cpf": None},
+        {"assurance": {"level": "bronze"}}, {"assurance": {"level": "not gold"}}, {"assurance": {"level": None}},
+        {"assurance": None}, {"cpf": None},
         {"cpf": "11144477735"}, {"cpf": ["52998224725", "52998224725"]},
     ):  # fmt: skip
         assert await seen(provider(**GOV), **{**gold, **changes, "person": "00ff"}) == (None, {"ledger:read"})
