@@ -33,6 +33,7 @@ from deployments.http_protocol import HttpProtocol, Shared, until_closed
 _log = logging.getLogger(__name__)
 
 BACKLOG: Final = 4096
+_TURNS: Final = 100
 _ACCEPTING_S: Final = 0.1
 _SO_ATTACH_FILTER: Final = 26  # <asm-generic/socket.h>
 _BPF_RET_K: Final = 0x06  # <linux/bpf_common.h>: return a constant, here 0: keep nothing of the packet
@@ -179,6 +180,10 @@ class Listener:
         with suppress(TimeoutError, asyncio.CancelledError):
             async with asyncio.timeout(max(2.0, deadline - time.monotonic())):
                 await self._task
+        for _ in range(_TURNS):  # what was cut off ends in the next turns of the loop
+            if not self.in_progress:
+                break
+            await asyncio.sleep(0)
         if lost:
             _log.error("%d requests were still in progress after %.1f s and have been cut off", lost, timeout_s)
         return lost
