@@ -61,7 +61,7 @@ from storage import ids
 from storage.events import NO_LIMIT, SLOTS, AccountStatus, Code, Kind
 from storage.ids import Id
 from storage.notation import CURRENCY, rfc3339
-from storage.registry import Owner, RegistrationConflict, account_id, slot
+from storage.registry import Owner, RegistrationConflict, TooManyAccounts, account_id, slot
 
 if TYPE_CHECKING:
     from deployments.payments_services import Unproven
@@ -96,15 +96,18 @@ async def open_account(call: Call) -> Answer:
     _check_proof(call, tax_id)
     columns = _filled(asked, (NO_LIMIT,) * 3) if tax_id is not None else _limited(asked, services.unproven)
     named = call.event_id("accounts", request.id, None)
-    if tax_id is None and await services.registry.under_none(sub, named) >= services.unproven.accounts:
-        detail = f"Nobody has more than {services.unproven.accounts} accounts here under no CPF or CNPJ"
-        raise ProblemError(UNPROVEN, detail, field="owner.tax_id", most=services.unproven.accounts)
     account = account_id(named, slot(services.ledger_key, sub if tax_id is None else tax_id))
     digest = msgspec.msgpack.encode(columns)
+    most = services.unproven.accounts if tax_id is None else None
     try:
-        owner = await services.registry.register(account, named, sub=sub, tax_id=tax_id, name=name, digest=digest)
+        owner = await services.registry.register(
+            account, named, sub=sub, tax_id=tax_id, name=name, digest=digest, at_most=most
+        )
     except RegistrationConflict:
         raise ProblemError(ID_CONFLICT, "The id was used to open another account", id=ids.text(named)) from None
+    except TooManyAccounts:
+        detail = f"Nobody has more than {most} accounts here under no CPF or CNPJ"
+        raise ProblemError(UNPROVEN, detail, field="owner.tax_id", most=most) from None
     per_transfer, daily, night, window = columns
     event = opening_id(named, account, services.ledger_key)
     row = event_row(

@@ -22,6 +22,11 @@ from storage.ids import Id
 
 _SLOT_BITS: Final = SLOTS.bit_length() - 1
 _HASH_BITS: Final = 53
+_OPENING: Final = 7307503  # first half of an advisory lock; the second is the `sub` that opens
+_REGISTER: Final = """
+INSERT INTO people.owners (account, event, sub, tax_id, name, digest) VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT DO NOTHING
+"""
 _LIMIT_MAX: Final = 1001  # a page, and one more that tells whether it is the last
 
 _SCHEMA: Final = """
@@ -82,6 +87,10 @@ class RegistrationConflict(Exception):  # noqa: N818 - what it is, in the field'
         self.event_id = event_id
 
 
+class TooManyAccounts(Exception):  # noqa: N818 - what it is
+    """Somebody has as many accounts under no tax id as they may."""
+
+
 @dataclass(frozen=True, slots=True)
 class Owner:
     """Whose account it is. `tax_id`: none where nobody has proven that it is theirs."""
@@ -111,23 +120,42 @@ class Registry:
             await connection.execute(_SCHEMA)
 
     async def register(
-        self, account: int, event_id: Id, *, sub: str, tax_id: str | None, name: str, digest: bytes
+        self,
+        account: int,
+        event_id: Id,
+        *,
+        sub: str,
+        tax_id: str | None,
+        name: str,
+        digest: bytes,
+        at_most: int | None = None,
     ) -> Owner:
         """Write down who owns `account`, before the event that opens it is sent. Doing it again changes nothing.
 
+        `at_most`: so many accounts under no tax id may `sub` have, this one among them, however many are asked for at
+        once.
+
         Raises:
             RegistrationConflict: the event id or the account is registered with other content.
+            TooManyAccounts: `sub` has `at_most` others.
         """
         event = _uuid(event_id)
-        await self._pool.execute(
-            "INSERT INTO people.owners (account, event, sub, tax_id, name, digest) VALUES ($1, $2, $3, $4, $5, $6)"
-            " ON CONFLICT DO NOTHING",
-            account, event, sub, tax_id, name, digest,
-        )  # fmt: skip
-        row = await self._pool.fetchrow("SELECT * FROM people.owners WHERE event = $1", event)
-        if row is None:
+        row = account, event, sub, tax_id, name, digest
+        if at_most is None:
+            await self._pool.execute(_REGISTER, *row)
+        else:
+            async with self._pool.acquire() as connection, connection.transaction():
+                await connection.execute("SELECT pg_advisory_xact_lock($1, hashtext($2))", _OPENING, sub)
+                others = await connection.fetchval(
+                    "SELECT count(*) FROM people.owners WHERE sub = $1 AND tax_id IS NULL AND event <> $2", sub, event
+                )
+                if others >= at_most:
+                    raise TooManyAccounts(sub)
+                await connection.execute(_REGISTER, *row)
+        found = await self._pool.fetchrow("SELECT * FROM people.owners WHERE event = $1", event)
+        if found is None:
             raise RegistrationConflict(account, event_id)
-        owner = _owner(row)
+        owner = _owner(found)
         if (owner.account, owner.sub, owner.tax_id, owner.name, owner.digest) != (account, sub, tax_id, name, digest):
             raise RegistrationConflict(account, event_id)
         return owner
@@ -156,16 +184,6 @@ class Registry:
         if len(self._cache) > self._cached:
             self._cache.popitem(last=False)
         return owner
-
-    async def under_none(self, sub: str, event_id: Id) -> int:
-        """How many accounts under no tax id `sub` has, but for the one that the request `event_id` opens."""
-        return int(
-            await self._pool.fetchval(
-                "SELECT count(*) FROM people.owners WHERE sub = $1 AND tax_id IS NULL AND event <> $2",
-                sub,
-                _uuid(event_id),
-            )
-        )
 
     async def tax_ids(self, accounts: Sequence[int]) -> dict[int, str]:
         """Whose tax id each of `accounts` is under; those that nobody owns, and those under none, are missing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
@@ -10,7 +11,7 @@ import pytest
 
 from storage import ids
 from storage.events import FIRST_ACCOUNT, SLOTS
-from storage.registry import RegistrationConflict, Registry, account_id, owner_hash, slot
+from storage.registry import RegistrationConflict, Registry, TooManyAccounts, account_id, owner_hash, slot
 
 KEY = bytes(range(32))
 
@@ -90,6 +91,25 @@ async def test_the_same_event_with_other_content_is_a_conflict(
     kept = await registry.owner(5000)
     assert kept is not None
     assert kept.sub == "ana"
+
+
+async def test_however_many_are_asked_for_at_once_nobody_has_more_under_no_tax_id_than_they_may(
+    registry: Registry,
+) -> None:
+    events = [ids.derive(str(n)) for n in range(12)]
+
+    async def register(event: ids.Id, sub: str = "ana") -> bool:
+        account = account_id(event, 7 if sub == "ana" else 8)
+        try:
+            await registry.register(account, event, sub=sub, tax_id=None, name="Ana", digest=b"", at_most=3)
+        except TooManyAccounts:
+            return False
+        return True
+
+    done = await asyncio.gather(*(register(event) for event in events))
+    assert sum(done) == len(await registry.accounts("ana")) == 3
+    assert await asyncio.gather(*(register(event) for event in events)) == done  # a repeat changes nothing
+    assert await register(ids.derive("other"), "bia")
 
 
 async def test_two_events_never_share_an_account(registry: Registry) -> None:
