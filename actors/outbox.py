@@ -32,7 +32,6 @@ _UNSURE: Final = int(Code.UNSURE)
 _FIRST_STATELESS: Final = int(FIRST_STATELESS)
 _SETTLE: Final = int(Kind.SETTLE)
 _REVERT: Final = int(Kind.REVERT)
-_SLOT: Final = np.uint64(SLOTS - 1)
 
 Positions = dict[int, int]
 
@@ -172,7 +171,7 @@ class Outbox:
                 lane.timer.cancel()
 
     def _homes(self, legs: Array) -> Array:
-        homes: Array = (legs["credit"] & _SLOT) % np.uint64(len(self._lanes))
+        homes: Array = (legs["credit"] % np.uint64(SLOTS)) % np.uint64(len(self._lanes))
         return homes
 
     def _add(self, legs: Array) -> list[tuple[int, Array]]:

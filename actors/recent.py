@@ -52,7 +52,7 @@ class _Record:
             self.keys = _keys(self.rows)
         keys, rows = self.keys
         some = np.flatnonzero(keys == key)[: 2 * (ROWS_TOLD + 1)]  # a row is there twice at most
-        return sorted(set(rows[some].tolist()))
+        return np.unique(rows[some]).tolist()  # type: ignore[no-any-return]
 
 
 def _refers(kinds: Array) -> npt.NDArray[np.bool_]:

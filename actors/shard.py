@@ -319,11 +319,9 @@ class _Group:
         results["code"] = codes
         positions = self.positions | positions
         told = 0
-        while told < len(numbers):  # they ascend
+        while told < len(numbers):
             work = self.works[bisect_right(self.works, int(numbers[told]), key=_start) - 1]
-            end = len(numbers)
-            if numbers[-1] >= work.start + work.count:
-                end = int(np.searchsorted(numbers, work.start + work.count))
+            end = int(numbers.searchsorted(work.start + work.count))
             if work.replies is not None:
                 work.replies.resolved(work.request, numbers[told:end] - work.start, results[told:end], positions)
             told = end

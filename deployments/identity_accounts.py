@@ -58,14 +58,13 @@ from deployments.problems import (
     ProblemError,
     malformed,
 )
-from deployments.request import JSON, Answer, json_answer
+from deployments.request import JSON, Answer, json_answer, page_of
 from deployments.tax_id import read_tax_id
 from storage.identity import LoginEnded, NotInvited, User, UsernameTaken, canonical_username
 from storage.identity_clients import Client
 from storage.identity_grants import Family, Listed
 from storage.references import person_reference
 
-NO_STORE: Final = [JSON, (b"cache-control", b"no-store")]
 KEYS_MAX: Final = 50
 SESSIONS_PAGE: Final = 100
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -123,7 +122,7 @@ async def register(call: Call) -> Answer:
         raise ProblemError(USERNAME_TAKEN, "The username is taken", field="username") from None
     except NotInvited:
         raise _not_invited() from None
-    return json_answer(201, Registered(str(sub)), list(NO_STORE))
+    return json_answer(201, Registered(str(sub)))
 
 
 def _not_invited() -> ProblemError:
@@ -151,7 +150,7 @@ async def login(call: Call) -> Answer:
     family = Family(desk.sid, user.sub, FIRST_PARTY, tokens["scope"], desk.auth_time, ends)
     if not await services.grants.begin(family, services.digest(tokens["refresh_token"]), password, call.by(user.sub)):
         raise wrong_credentials()
-    return json_answer(200, Tokens(**tokens), list(NO_STORE))
+    return json_answer(200, Tokens(**tokens))
 
 
 async def logout(call: Call) -> Answer:
@@ -163,7 +162,7 @@ async def logout(call: Call) -> Answer:
     cookie = call.cookie(SESSION)
     digest = call.services.digest(cookie) if cookie else None
     await call.services.grants.log_out(family, digest, call.by(identity.subject))
-    return Answer(204, b"", [NO_STORE[1]])
+    return Answer(204, b"", [])
 
 
 async def change_password(call: Call) -> Answer:
@@ -186,7 +185,7 @@ async def change_password(call: Call) -> Answer:
     by, revoke_keys = call.by(user.sub), request.revoke_access_keys is not False
     if not await services.users.change_password(user.sub, known, hashed, by, revoke_keys=revoke_keys):
         raise ProblemError(WRONG_CREDENTIALS, "The current password is wrong", field="current_password")
-    return Answer(204, b"", [NO_STORE[1]])
+    return Answer(204, b"", [])
 
 
 async def _person(call: Call) -> User:
@@ -210,7 +209,8 @@ async def list_sessions(call: Call) -> Answer:
     user = await _person(call)
     after = None if given is None else _read_cursor(given)
     found = await call.services.grants.sessions_of(user.sub, after, SESSIONS_PAGE + 1)
-    page, mine = found[:SESSIONS_PAGE], call.identified().claims.get("sid")
+    page, last = page_of(found, SESSIONS_PAGE)
+    mine = call.identified().claims.get("sid")
     items = [
         Session(
             one.id, one.client_id, one.client_name, one.scope, _instant(one.auth_time) or "",
@@ -218,7 +218,7 @@ async def list_sessions(call: Call) -> Answer:
         )
         for one in page
     ]  # fmt: skip
-    return json_answer(200, Sessions(items, _cursor(page[-1]) if len(found) > len(page) else None), list(NO_STORE))
+    return json_answer(200, Sessions(items, None if last is None else _cursor(last)))
 
 
 async def end_session(call: Call) -> Answer:
@@ -226,7 +226,7 @@ async def end_session(call: Call) -> Answer:
     user = await _person(call)
     if not await call.services.grants.end_session(user.sub, call.path["id"], call.by(user.sub)):
         raise ProblemError(UNKNOWN_SESSION, "You have no such session")
-    return Answer(204, b"", [NO_STORE[1]])
+    return Answer(204, b"", [])
 
 
 def _cursor(last: Listed) -> str:
@@ -266,7 +266,7 @@ async def make_key(call: Call) -> Answer:
         raise ProblemError(TOO_MANY_KEYS, f"There are {KEYS_MAX} access keys already")
     shown = _shown(client)
     made = NewAccessKey(client.client_id, secret, name, scopes, shown.created_at, shown.expires_at)
-    return json_answer(201, made, [*NO_STORE, (b"location", f"/auth/access-keys/{client.client_id}".encode())])
+    return json_answer(201, made, [JSON, (b"location", f"/auth/access-keys/{client.client_id}".encode())])
 
 
 def _scopes(asked: list[str], user: User) -> list[str]:
@@ -282,7 +282,7 @@ async def list_keys(call: Call) -> Answer:
     """GET /auth/access-keys."""
     user = await _person(call)
     keys = await call.services.clients.keys_of(user.sub)
-    return json_answer(200, AccessKeys([_shown(key) for key in keys], None), list(NO_STORE))
+    return json_answer(200, AccessKeys([_shown(key) for key in keys], None))
 
 
 async def delete_key(call: Call) -> Answer:
@@ -290,7 +290,7 @@ async def delete_key(call: Call) -> Answer:
     user = await _person(call)
     if not await call.services.clients.revoke_key(user.sub, call.path["id"], call.by(user.sub)):
         raise ProblemError(UNKNOWN_KEY, "You have no such access key")
-    return Answer(204, b"", [NO_STORE[1]])
+    return Answer(204, b"", [])
 
 
 def _shown(key: Client) -> AccessKey:

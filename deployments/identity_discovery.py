@@ -14,7 +14,6 @@ from deployments.problems import FORBIDDEN, UNAUTHENTICATED, ProblemError
 from deployments.request import JSON, Answer, require
 
 _SECRETS: Final = ["client_secret_basic", "client_secret_post"]
-_NO_STORE: Final = [JSON, (b"cache-control", b"no-store")]
 _PUBLIC: Final = [JSON, (b"cache-control", b"public, max-age=300"), (b"access-control-allow-origin", b"*")]
 _KEYS: Final = [JSON, (b"cache-control", b"public, max-age=60"), (b"access-control-allow-origin", b"*")]
 
@@ -68,4 +67,4 @@ async def get_userinfo(call: Call) -> Answer:
         raise ProblemError(FORBIDDEN, "The token speaks for no person")
     if user.disabled:
         raise ProblemError(UNAUTHENTICATED, "The token was revoked", headers={"www-authenticate": "Bearer"})
-    return Answer(200, json.dumps(claims_about(user, sorted(identity.scopes))).encode(), list(_NO_STORE))
+    return Answer(200, json.dumps(claims_about(user, sorted(identity.scopes))).encode(), [JSON])

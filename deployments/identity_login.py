@@ -73,9 +73,7 @@ async def _verified(services: Services, canonical: str, password: str) -> LetIn 
 
 def wrong_credentials() -> ProblemError:
     """The refusal of a login, always the same."""
-    return ProblemError(
-        WRONG_CREDENTIALS, WRONG_CREDENTIALS.title, headers={"www-authenticate": 'Bearer realm="identity"'}
-    )
+    return ProblemError(WRONG_CREDENTIALS, WRONG_CREDENTIALS.title, headers={"www-authenticate": "Bearer"})
 
 
 async def refuse_too_fast(call: Call, what: str, burst: float, drip_s: float) -> None:

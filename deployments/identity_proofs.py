@@ -11,7 +11,6 @@ from typing import Final
 
 import msgspec
 
-from deployments.identity_accounts import NO_STORE
 from deployments.identity_call import Call
 from deployments.identity_roles import PROVE
 from deployments.identity_schema import USERNAME_MAX, Proof, ProofRequest, ProofRevocation
@@ -52,7 +51,7 @@ async def prove(call: Call) -> Answer:
         await services.users.prove(user.sub, person_reference(services.ledger_key, tax_id), how, call.by(actor))
     except ProofConflict as error:
         raise ProblemError(PROOF_CONFLICT, str(error), field="tax_id") from None
-    return json_answer(200, Proof(user.sub, user.username, proven=True), list(NO_STORE))
+    return json_answer(200, Proof(user.sub, user.username, proven=True))
 
 
 async def revoke(call: Call) -> Answer:
@@ -62,7 +61,7 @@ async def revoke(call: Call) -> Answer:
     reason = read_how(request.reason, "reason")
     user = await _user(call, request.username)
     await call.services.users.unprove(user.sub, reason, call.by(actor))
-    return json_answer(200, Proof(user.sub, user.username, proven=False), list(NO_STORE))
+    return json_answer(200, Proof(user.sub, user.username, proven=False))
 
 
 async def _user(call: Call, given: str) -> User:
